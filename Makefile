@@ -1,0 +1,49 @@
+# Two commands do all the set-up: `make demo` and `make test`. Only Python >= 3.11, make and git are needed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+
+.PHONY: demo serve test lint format bench constraints clean
+
+# One stamp for each set of requirements, remade when they change.
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,postgres]'
+	touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/firnline demo
+
+serve: $(VENV)/.run
+	$(BIN)/firnline serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/harvest.py
+	$(BIN)/python benchmarks/materialise.py
+
+# Pins for every platform and Python version, without addresses.
+constraints:
+	uv pip compile --universal --python-version 3.11 --all-extras pyproject.toml \
+	  --no-header --no-annotate --no-emit-package firnline -o constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

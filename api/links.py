@@ -1,0 +1,125 @@
+"""Links, which are not stored but made at reply, and spliced into the stored bytes.
+
+Two conventions of stored documents (items and collections, UTF-8 JSON without white space between
+tokens):
+
+- They have no links, or *end* with a member ``links`` that holds only what can't be inferred, as
+  ``derived_from`` or ``license``: ``{...,"links":[...]}``. The inferred ones go before these.
+- A string that starts with ``firnline:/`` is an address of this service, whatever its address is
+  today: ``"href":"firnline:/files/ID/GENERATION/cog_v.tif"`` leaves as
+  ``"href":"https://example.org/files/ID/GENERATION/cog_v.tif"``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+JSON = "application/json"
+GEOJSON = "application/geo+json"
+OPENAPI = "application/vnd.oai.openapi+json;version=3.0"
+HTML = "text/html"
+REL_PROCESSES = "http://www.opengis.net/def/rel/ogc/1.0/processes"
+REL_JOBS = "http://www.opengis.net/def/rel/ogc/1.0/job-list"
+REL_RESULTS = "http://www.opengis.net/def/rel/ogc/1.0/results"
+REL_EXECUTE = "http://www.opengis.net/def/rel/ogc/1.0/execute"
+
+Link = dict[str, Any]
+_OWN = b'"links":['
+
+
+class JSONBytes(Response):
+    """A reply of bytes that are JSON already.
+
+    Caches have to ask again: QGIS kept showing pages of yesterday otherwise.
+    """
+
+    media_type = JSON
+
+    def __init__(self, content: bytes, status: int = 200, media_type: str = JSON) -> None:
+        super().__init__(content, status, {"Cache-Control": "no-cache"}, media_type)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The address of this service, without a slash at its end."""
+
+    url: str
+
+    @classmethod
+    def of(cls, request: Request, public_url: str) -> Base:
+        """The public URL if one is set; else what the request came to.
+
+        The server applies forwarded headers of proxies that it trusts (uvicorn's
+        ``--proxy-headers``) and its root path before, once.
+        """
+        return cls((public_url or str(request.base_url)).rstrip("/"))
+
+    @cached_property
+    def json(self) -> bytes:
+        """The URL, escaped as within a JSON string."""
+        return orjson.dumps(self.url)[1:-1]
+
+    def resolve(self, document: bytes) -> bytes:
+        """Stored bytes with the addresses of this service made absolute."""
+        return document.replace(b'"firnline:/', b'"' + self.json + b"/")
+
+    def collection(self, id: str) -> str:
+        """Address of a collection."""
+        return f"{self.url}/collections/{quote(id, safe='')}"
+
+    def item(self, collection: str, id: str) -> str:
+        """Address of an item."""
+        return f"{self.collection(collection)}/items/{quote(id, safe='')}"
+
+    def link(self, rel: str, path: str = "", type: str = JSON, **more: object) -> Link:
+        """A link to a path of this service."""
+        return {"rel": rel, "type": type, "href": self.url + (path or "/"), **more}
+
+    def with_item_links(self, content: bytes, collection: str, id: str) -> bytes:
+        """An item with self, parent, collection and root (STAC API - Features, Item links)."""
+        place = b"/collections/" + quote(collection, safe="").encode()
+        name = quote(id, safe="").encode()
+        return _spliced(
+            content,
+            b'{"rel":"self","type":"application/geo+json","href":"%(base)b%(place)b/items/%(id)b"},'
+            b'{"rel":"parent","type":"application/json","href":"%(base)b%(place)b"},'
+            b'{"rel":"collection","type":"application/json","href":"%(base)b%(place)b"},'
+            b'{"rel":"root","type":"application/json","href":"%(base)b/"}'
+            % {b"base": self.json, b"place": place, b"id": name},
+        )
+
+    def with_collection_links(self, content: bytes, id: str) -> bytes:
+        """A collection with self, parent, root and items."""
+        here = self.collection(id)
+        links = [
+            {"rel": "self", "type": JSON, "href": here},
+            self.link("parent"),
+            self.link("root"),
+            {"rel": "items", "type": GEOJSON, "href": f"{here}/items"},
+        ]
+        return _spliced(content, orjson.dumps(links)[1:-1])
+
+
+def _spliced(content: bytes, links: bytes) -> bytes:
+    at = content.rfind(_OWN)
+    if at >= 0 and _is_last_member(content, at):
+        at += len(_OWN)
+        comma = b"" if content[at : at + 1] == b"]" else b","
+        return content[:at] + links + comma + content[at:]
+    return content[:-1] + b',"links":[' + links + b"]}"
+
+
+def _is_last_member(content: bytes, at: int) -> bool:
+    """Whether what starts at `at` is the document's own last member, not one deeper inside."""
+    try:
+        orjson.loads(b"{" + content[at:])
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""Two guards around the application, plain ASGI."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from firnline.api.errors import failure, problem
+
+MAX_BODY = 1_000_000
+"""Largest body that is read, in bytes."""
+
+
+class Failsafe:
+    """Answers what nobody caught with a problem, logs it once, and keeps its details inside.
+
+    Starlette's own last resort answers in plain text, outside of CORS, and raises again, which
+    makes the server log the same error a second time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and answer errors."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http" or started:  # the server has to break the connection off
+                raise
+            await failure(error, scope["path"])(scope, receive, send)
+
+
+class BodyLimit:
+    """413 for bodies beyond :data:`MAX_BODY`, whether they say their length or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body up to the limit, then hand it on as one message."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+        more = True
+        while more and len(body) <= MAX_BODY:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            detail = f"the body is larger than {MAX_BODY:,} bytes"
+            answer = problem(413, detail, scope["path"], headers={"Connection": "close"})
+            await answer(scope, receive, send)
+            return
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, replay, send)

@@ -1,0 +1,309 @@
+"""The queue of jobs: a leased table in the project's own database.
+
+A worker claims the oldest job that waits, or one whose lease ran out because its worker died, and
+proves that it is alive by :func:`beat`. Every write of a worker is fenced by its name and attempt:
+one that lost its lease can't touch the job any more. A finished tile is a checkpoint, so that
+whoever takes over repeats only the tile that was under way. The status words are those of OGC
+API - Processes 1.0 (statusCode).
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, update
+
+from firnline.cache.request import Request
+from firnline.database import reading, writing
+from firnline.errors import (
+    ConflictError,
+    JobDismissedError,
+    JobLostError,
+    NotFoundError,
+)
+from firnline.tables import job_tiles, jobs, subsets
+
+LIVING = ("accepted", "running")
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job; ``attempt`` counts how often it was claimed."""
+
+    id: str
+    status: str
+    message: str
+    progress: int
+    request: Mapping[str, Any]
+    subset: str | None
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    updated: datetime
+    attempt: int = 0
+    owner: str | None = None
+
+    @property
+    def living(self) -> bool:
+        """Whether it waits or runs."""
+        return self.status in LIVING
+
+
+_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
+
+
+def _job(row: Any) -> Job:
+    values = dict(row._mapping)
+    return Job(**{**values, "request": json.loads(values["request"])})
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def submit(engine: Engine, request: Request, *, refresh: bool = False) -> Job:
+    """Ask for a request to be materialised.
+
+    The same request while a job for it lives gives that job; when its subset is there and fresh,
+    a job that is successful already. `refresh` asks for a new generation all the same.
+    """
+    now = _now()
+    with writing(engine) as connection:
+        same = jobs.c.request_key == request.key
+        living = connection.execute(
+            select(*_COLUMNS).where(same, jobs.c.status.in_(LIVING))
+        ).one_or_none()
+        if living is not None:
+            return _job(living)
+        fresh = (subsets.c.request_key == request.key) & ~subsets.c.stale
+        subset = None if refresh else connection.scalar(select(subsets.c.id).where(fresh))
+        values: dict[str, Any] = {
+            "id": str(uuid.uuid4()),
+            "request_key": request.key,
+            "request": json.dumps(request.to_inputs()),
+            "status": "accepted",
+            "message": "waiting for a worker",
+            "progress": 0,
+            "attempt": 0,
+            "created": now,
+            "updated": now,
+        }
+        if subset is not None:
+            connection.execute(update(subsets).where(fresh).values(last_used=now))
+            values |= {
+                "status": "successful",
+                "message": "answered from the cache",
+                "progress": 100,
+                "subset": subset,
+                "started": now,
+                "finished": now,
+            }
+        connection.execute(insert(jobs).values(values))
+        return _get(connection, values["id"])
+
+
+def get(engine: Engine, id: str) -> Job:
+    """One job.
+
+    Raises
+    ------
+    NotFoundError
+    """
+    with reading(engine) as connection:
+        return _get(connection, id)
+
+
+def _get(connection: Connection, id: str) -> Job:
+    row = connection.execute(select(*_COLUMNS).where(jobs.c.id == id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {id[:80]!r}")
+    return _job(row)
+
+
+def recent(engine: Engine, limit: int = 100) -> list[Job]:
+    """The newest jobs, newest first."""
+    with reading(engine) as connection:
+        newest = select(*_COLUMNS).order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
+        return [_job(row) for row in connection.execute(newest)]
+
+
+def dismiss(engine: Engine, id: str) -> Job:
+    """Stop a job; its worker notices at its next heartbeat and removes what it has written.
+
+    Raises
+    ------
+    NotFoundError
+    ConflictError
+        The job has ended already.
+    """
+    now = _now()
+    with writing(engine) as connection:
+        job = _get(connection, id)
+        if not job.living:
+            raise ConflictError(f"job {id} has ended already: {job.status}")
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id == id)
+            .values(status="dismissed", message="dismissed", finished=now, updated=now, owner=None)
+        )
+        return _get(connection, id)
+
+
+def claim(engine: Engine, owner: str, lease: float, *, only: str | None = None) -> Job | None:
+    """Take the next job: the oldest that waits or whose lease ran out; None when there is none.
+
+    A job whose workers died :data:`MAX_ATTEMPTS` times is failed instead of tried again.
+
+    Parameters
+    ----------
+    owner
+        Name of this worker, unique among all workers.
+    lease
+        Seconds until the claim runs out unless :func:`beat` renews it.
+    only
+        Id of the one job that is taken, if it can be.
+    """
+    now = _now()
+    claimable = or_(
+        jobs.c.status == "accepted",
+        and_(jobs.c.status == "running", jobs.c.lease_expires < now),
+    )
+    if only is not None:
+        claimable = and_(claimable, jobs.c.id == only)
+    with writing(engine) as connection:
+        while True:
+            # SKIP LOCKED is PostgreSQL's; SQLite leaves it out and has the whole lock already.
+            row = connection.execute(
+                select(*_COLUMNS)
+                .where(claimable)
+                .order_by(jobs.c.created, jobs.c.id)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).one_or_none()
+            if row is None:
+                return None
+            job = _job(row)
+            if job.attempt >= MAX_ATTEMPTS:
+                message = f"given up: {job.attempt} workers stopped answering while at it"
+                _end(connection, job.id, "failed", message)
+                continue
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job.id)
+                .values(
+                    status="running",
+                    owner=owner,
+                    attempt=job.attempt + 1,
+                    started=job.started or now,
+                    updated=now,
+                    lease_expires=now + timedelta(seconds=lease),
+                )
+            )
+            return _get(connection, job.id)
+
+
+def beat(
+    engine: Engine,
+    job: Job,
+    lease: float,
+    *,
+    progress: int | None = None,
+    message: str | None = None,
+) -> None:
+    """Renew the lease and say how far the job is.
+
+    Raises
+    ------
+    JobDismissedError, JobLostError
+        The worker has to stop: nothing more that it does counts.
+    """
+    now = _now()
+    values: dict[str, Any] = {"lease_expires": now + timedelta(seconds=lease), "updated": now}
+    if progress is not None:
+        values["progress"] = progress
+    if message is not None:
+        values["message"] = message
+    with writing(engine) as connection:
+        _fenced(connection, job, values)
+
+
+def checkpoint(engine: Engine, job: Job, tile: int, manifest: Mapping[str, Any]) -> None:
+    """Record that a tile is finished and on disk."""
+    with writing(engine) as connection:
+        _fenced(connection, job, {"updated": _now()})
+        row = {"job": job.id, "tile": tile}
+        connection.execute(
+            delete(job_tiles).where(job_tiles.c.job == job.id, job_tiles.c.tile == tile)
+        )
+        connection.execute(insert(job_tiles).values(**row, manifest=json.dumps(manifest)))
+
+
+def finished_tiles(engine: Engine, job: Job) -> dict[int, dict[str, Any]]:
+    """Manifests of the tiles that are finished, by tile."""
+    with reading(engine) as connection:
+        rows = connection.execute(
+            select(job_tiles.c.tile, job_tiles.c.manifest).where(job_tiles.c.job == job.id)
+        )
+        return {tile: json.loads(manifest) for tile, manifest in rows}
+
+
+def forget_tiles(engine: Engine, job: Job) -> None:
+    """Start over: the checkpoints no longer fit what the job would write."""
+    with writing(engine) as connection:
+        _fenced(connection, job, {"updated": _now()})
+        connection.execute(delete(job_tiles).where(job_tiles.c.job == job.id))
+
+
+def succeed(connection: Connection, job: Job, subset: str) -> None:
+    """End a job well, in the transaction that publishes its subset."""
+    _fenced(connection, job, {"subset": subset, "progress": 100})
+    _end(connection, job.id, "successful", "done")
+
+
+def fail(engine: Engine, job: Job, reason: str) -> None:
+    """End a job with the reason why it can't be done."""
+    with writing(engine) as connection:
+        _fenced(connection, job, {})
+        _end(connection, job.id, "failed", reason)
+
+
+def release(engine: Engine, job: Job) -> None:
+    """Hand a job back to the queue: this worker is being stopped."""
+    with writing(engine) as connection:
+        _fenced(
+            connection,
+            job,
+            {"status": "accepted", "owner": None, "attempt": job.attempt - 1, "updated": _now()},
+        )
+
+
+def _end(connection: Connection, id: str, status: str, message: str) -> None:
+    now = _now()
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == id)
+        .values(status=status, message=message, finished=now, updated=now, owner=None)
+    )
+    connection.execute(delete(job_tiles).where(job_tiles.c.job == id))
+
+
+def _fenced(connection: Connection, job: Job, values: Mapping[str, Any]) -> None:
+    """Update the job only while this owner and attempt hold it."""
+    held = (
+        (jobs.c.id == job.id)
+        & (jobs.c.status == "running")
+        & (jobs.c.owner == job.owner)
+        & (jobs.c.attempt == job.attempt)
+    )
+    values = dict(values) or {"owner": job.owner}
+    if connection.execute(update(jobs).where(held).values(values)).rowcount == 0:
+        status = connection.scalar(select(jobs.c.status).where(jobs.c.id == job.id))
+        if status == "dismissed":
+            raise JobDismissedError(f"job {job.id} was dismissed")
+        raise JobLostError(f"job {job.id} is no longer this worker's")

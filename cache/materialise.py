@@ -1,0 +1,307 @@
+"""One materialisation, from request to published subset.
+
+The walk: cubes of the catalog -> plan -> for each tile fetch, stitch, write, composite, checkpoint
+-> strain -> products -> verify, publish. A tile is written by whole shards and recorded when it is
+on disk, so that a job taken over by another worker goes on at its first unfinished tile.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from sqlalchemy import Engine
+
+from firnline.cache import jobs, products, store
+from firnline.cache.composite import Composite, Period, composite, overlap, periods, speed
+from firnline.cache.fetch import Counts, Fetcher
+from firnline.cache.jobs import Job
+from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
+from firnline.cache.request import Request
+from firnline.cache.sources import find_cubes, instants, open_cube
+from firnline.cache.strain import FIELDS, SCALE_CONVENTION, radius_for, strain_rates
+from firnline.errors import SourceMissingError
+from firnline.settings import Settings
+from firnline.source import Source
+
+Raw = np.ndarray[Any, np.dtype[Any]]
+
+_COMPOSITE_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "v": ("f4", {"long_name": "speed, from the composited components", "units": "meter/year"}),
+    "vx": (
+        "f4",
+        {
+            "standard_name": "land_ice_surface_x_velocity",
+            "long_name": "velocity along x of the grid",
+            "units": "meter/year",
+        },
+    ),
+    "vy": (
+        "f4",
+        {
+            "standard_name": "land_ice_surface_y_velocity",
+            "long_name": "velocity along y of the grid",
+            "units": "meter/year",
+        },
+    ),
+    "v_error": ("f4", {"long_name": "standard error of v, formal", "units": "meter/year"}),
+    "vx_error": ("f4", {"long_name": "standard error of vx, formal", "units": "meter/year"}),
+    "vy_error": ("f4", {"long_name": "standard error of vy, formal", "units": "meter/year"}),
+    "dispersion": (
+        "f4",
+        {"long_name": "weighted scatter of the pairs about the composite", "units": "meter/year"},
+    ),
+    "count": ("u4", {"long_name": "image pairs used", "units": "1"}),
+    "rejected": ("u4", {"long_name": "image pairs left out as outliers", "units": "1"}),
+}
+
+
+class Pulse(Protocol):
+    """How a running job shows that it is alive and learns that it must stop."""
+
+    def say(self, progress: int, message: str) -> None:
+        """Tell how far the job is, in percent."""
+
+    def check(self) -> None:
+        """Raise JobDismissedError or JobLostError when the job is no longer this worker's."""
+
+
+def plan_request(engine: Engine, settings: Settings, request: Request) -> Plan:
+    """Plan a request: reads the cubes' metadata and 1-D arrays, fetches no velocity.
+
+    Raises
+    ------
+    NoCoverageError, TooLargeError, SourceError
+    """
+    found = find_cubes(engine, request)
+    crs = choose_crs(request, found)
+    chosen = by_coverage(request, [cube for cube in found if cube.crs == crs])
+    with ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open") as executor:
+        cubes = [
+            open_cube(cube, Source(cube.href, allowed=settings.allowed_sources), executor)
+            for cube in chosen
+        ]
+    return make_plan(
+        request,
+        crs,
+        cubes,
+        memory_limit=settings.memory_limit,
+        max_bytes=settings.max_job_bytes,
+    )
+
+
+def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
+    """Do a claimed job to its end; returns the id of the published subset.
+
+    Raises
+    ------
+    InputError
+        The request can't be answered (no coverage, beyond a limit).
+    SourceError, StoreError
+    JobDismissedError, JobLostError
+        Whatever was written is left for the caller to remove.
+    """
+    request = Request.parse(job.request, settings)
+    pulse.say(0, "reading the cubes' metadata")
+    began = time.monotonic()
+    plan = plan_request(engine, settings, request)
+    work = work_folder(settings, job)
+    done = _resume(engine, job, plan, work)
+    spans = _periods(plan)
+    if not done:
+        _create(plan, work, spans)
+    counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
+    pulse.say(90, "strain rates")
+    if request.strain:
+        _write_strain(plan, work, spans)
+    for name in (store.PAIRS, store.COMPOSITE, store.STRAIN):
+        if (work / name).exists():
+            store.consolidate(work / name)
+            store.verify(work / name)
+    pulse.say(95, "maps and provenance")
+    made = products.make(plan, work, spans, counts, seconds=time.monotonic() - began)
+    pulse.check()
+    generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    store.publish(work, settings.cache_dir / "subsets" / request.subset_id / generation)
+    products.register(engine, job, plan, made, generation)
+    return request.subset_id
+
+
+def work_folder(settings: Settings, job: Job) -> Path:
+    """Where a job writes before it publishes."""
+    return settings.cache_dir / "work" / job.id
+
+
+def _resume(engine: Engine, job: Job, plan: Plan, work: Path) -> dict[int, dict[str, Any]]:
+    """Tiles that an earlier attempt finished under the same plan; else start over."""
+    done = jobs.finished_tiles(engine, job)
+    mark = work / "plan.json"
+    if done and mark.exists() and json.loads(mark.read_text())["fingerprint"] == plan.fingerprint:
+        return done
+    jobs.forget_tiles(engine, job)
+    store.discard(work)
+    work.mkdir(parents=True)
+    mark.write_text(json.dumps({"fingerprint": plan.fingerprint}))
+    return {}
+
+
+def _periods(plan: Plan) -> tuple[Period, ...]:
+    """The calendar periods in which mid-dates lie."""
+    if plan.request.composite is None:
+        return ()
+    first, last = plan.layers.mid_date[0], plan.layers.mid_date[-1]
+    return periods(plan.request.composite, first, last + np.timedelta64(1, "us"))
+
+
+def _period_arrays(spans: tuple[Period, ...]) -> dict[str, Raw]:
+    return {
+        name: np.array([getattr(span, name) for span in spans]) for name in ("start", "end", "mid")
+    }
+
+
+def _create(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
+    request = plan.request
+    if request.pairs:
+        store.create_pairs(work / store.PAIRS, plan)
+    common: dict[str, Any] = {
+        "format": request.format,
+        "geobox": plan.geobox,
+        "axes": (plan.x, plan.y),
+        "periods": _period_arrays(spans),
+        "chunk": plan.tile_shape,
+    }
+    if spans:
+        attributes = {
+            "title": "Velocity composites of ITS_LIVE image pairs, by firnline",
+            "comment": "mean of the pairs weighted by their overlap with the period and by "
+            "1/error^2, after one robust rejection of outliers, component by component",
+        }
+        store.create_fields(
+            work / store.COMPOSITE, _COMPOSITE_FIELDS, attributes=attributes, **common
+        )
+    if request.strain:
+        radius, length = radius_for(request.strain.length_scale, plan.geobox.affine.a)
+        attributes = {
+            "title": "Strain rates of the velocity composites, by firnline",
+            "method": "least-squares plane over a square window",
+            "window_radius_pixels": radius,
+            "half_length_m": length,
+            "scale_convention": SCALE_CONVENTION,
+        }
+        fields = {name: ("f4", dict(about)) for name, about in FIELDS.items()}
+        store.create_fields(work / store.STRAIN, fields, attributes=attributes, **common)
+
+
+def _run_tiles(
+    engine: Engine,
+    settings: Settings,
+    job: Job,
+    plan: Plan,
+    work: Path,
+    spans: tuple[Period, ...],
+    done: dict[int, dict[str, Any]],
+    pulse: Pulse,
+) -> Counts:
+    """Fetch, stitch, write and composite every tile that is not done."""
+    variables = plan.request.variables
+    todo = [tile for tile in plan.tiles if tile.index not in done]
+    order = [(tile, variable) for tile in todo for variable in variables]
+    weights = _weights(plan, spans)
+    parts: dict[str, Composite] = {}
+
+    def finish(tile: Tile, variable: str, values: Raw) -> None:
+        if plan.request.pairs:
+            store.write(work / store.PAIRS, variable, tile, values)
+        if spans and variable in ("vx", "vy"):
+            parts[variable] = composite(values, _sigma(plan, variable), weights)
+        if variable == variables[-1]:
+            if spans:
+                _write_composite(work / store.COMPOSITE, tile, parts.pop("vx"), parts.pop("vy"))
+            jobs.checkpoint(engine, job, tile.index, {"rows": [tile.rows.start, tile.rows.stop]})
+
+    fetcher = Fetcher(plan, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8)
+    # One tile is written while the next is fetched: two buffers at a time, not more.
+    with fetcher, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        writing: Future[None] | None = None
+        for n, (tile, variable, values) in enumerate(fetcher.tiles(order)):
+            pulse.check()
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(finish, tile, variable, values)
+            share = (len(done) + (n + 1) / len(variables)) / len(plan.tiles)
+            pulse.say(
+                round(90 * share), f"{len(done) + n // len(variables)} of {len(plan.tiles)} tiles"
+            )
+        if writing is not None:
+            writing.result()
+    return fetcher.counts
+
+
+def _weights(plan: Plan, spans: tuple[Period, ...]) -> Raw:
+    """(period, layer): how much of each pair's span lies in each period."""
+    per_pair = plan.layers.per_pair
+    try:
+        dates = [
+            _dates(per_pair[f"acquisition_date_{image}"], plan, f"acquisition_date_{image}")
+            for image in ("img1", "img2")
+        ]
+    except KeyError as error:
+        raise SourceMissingError(
+            f"{plan.cubes[0].source.url} has no {error}, which composites need"
+        ) from None
+    return overlap(spans, *dates)
+
+
+def _dates(values: Raw, plan: Plan, name: str) -> Raw:
+    array = next(c.layout.arrays[name] for c in plan.cubes if name in c.layout.arrays)
+    return instants(values, array)
+
+
+def _sigma(plan: Plan, variable: str) -> Raw:
+    """Standard error of each layer; NaN, for `composite` to deal with, where there is none."""
+    values = plan.layers.per_pair.get(f"{variable}_error")
+    return np.full(len(plan.layers), np.nan, np.float32) if values is None else values
+
+
+def _write_composite(path: Path, tile: Tile, x: Composite, y: Composite) -> None:
+    v, v_error = speed(x.value, y.value, x.error, y.error)
+    fields = {
+        "v": v,
+        "vx": x.value,
+        "vy": y.value,
+        "v_error": v_error,
+        "vx_error": x.error,
+        "vy_error": y.error,
+        "dispersion": np.hypot(x.dispersion, y.dispersion),
+        "count": np.minimum(x.count, y.count),
+        "rejected": np.maximum(x.rejected, y.rejected),
+    }
+    for name, values in fields.items():
+        store.write(path, name, tile, values)
+
+
+def _write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
+    """Strain rates of every period; windows reach across tiles, so this comes after all of them."""
+    assert plan.request.strain
+    radius, _ = radius_for(plan.request.strain.length_scale, plan.geobox.affine.a)
+    velocity = {
+        name: store.read(work / store.COMPOSITE, name)
+        for name in ("vx", "vy", "vx_error", "vy_error")
+    }
+    for n in range(len(spans)):
+        rates = strain_rates(
+            velocity["vx"][n],
+            velocity["vy"][n],
+            dx=plan.geobox.affine.a,
+            dy=plan.geobox.affine.e,
+            radius=radius,
+            vx_error=velocity["vx_error"][n],
+            vy_error=velocity["vy_error"][n],
+        )
+        for name, values in rates.items():
+            store.write_map(work / store.STRAIN, name, n, values)

@@ -1,0 +1,79 @@
+"""From a question to an xarray.Dataset: materialised first when it's not there yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, select
+
+from firnline.cache import jobs, store, worker
+from firnline.cache.request import Request
+from firnline.database import connect, migrate, reading
+from firnline.errors import JobError, NotFoundError
+from firnline.settings import Settings
+from firnline.tables import subsets
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
+    """The folder of a subset's current generation.
+
+    Raises
+    ------
+    NotFoundError
+    """
+    with reading(engine) as connection:
+        generation = connection.scalar(select(subsets.c.generation).where(subsets.c.id == id))
+    if generation is None:
+        raise NotFoundError(f"there is no subset {id[:80]!r}")
+    return settings.cache_dir / "subsets" / id / generation
+
+
+def open_subset(
+    *, settings: Settings | None = None, dataset: str = "pairs", **inputs: Any
+) -> xr.Dataset:
+    """Open an area and period of ITS_LIVE as an xarray.Dataset from the local store.
+
+    What is not in the store yet is materialised first, in this process; the same question is
+    answered from the store at once the next time, whoever asks it.
+
+    Parameters
+    ----------
+    settings
+        Where the catalog and the store are; default: from the environment.
+    dataset
+        ``pairs`` (mid_date, y, x), ``composite`` or ``strain`` (time, y, x).
+    **inputs
+        As for ``firnline materialise``: bbox or geometry, crs, datetime, variables, composite,
+        strain and so on; see :class:`firnline.cache.request.Request`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Lazy (dask); the CRS is read by rioxarray (``ds.rio.crs``).
+
+    Raises
+    ------
+    InputError
+        The request can't be answered; says what is accepted.
+    JobError
+        It was tried and failed; says why.
+    """
+    import xarray as xr
+
+    folders = {"pairs": store.PAIRS, "composite": store.COMPOSITE, "strain": store.STRAIN}
+    if dataset not in folders:
+        raise NotFoundError(f"dataset {dataset!r} is not one of {', '.join(folders)}")
+    settings = settings or Settings()
+    engine = connect(settings.database)
+    migrate(engine)
+    job = worker.finish(engine, settings, jobs.submit(engine, Request.parse(inputs, settings)))
+    if job.status != "successful" or job.subset is None:
+        raise JobError(f"job {job.id} {job.status}: {job.message}")
+    path = subset_folder(engine, settings, job.subset) / folders[dataset]
+    if not path.exists():
+        raise NotFoundError(f"the request asked for no {dataset}")
+    return xr.open_zarr(path, chunks={}, decode_coords="all")

@@ -1,0 +1,356 @@
+"""What lies beside the stores of a subset: maps (COGs), a quicklook, provenance, the STAC item."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shapely.geometry import box
+from sqlalchemy import Engine
+
+from firnline.cache import jobs, store
+from firnline.cache.composite import Period
+from firnline.cache.fetch import Counts
+from firnline.cache.jobs import Job
+from firnline.cache.plan import Plan
+from firnline.cache.strain import FIELDS
+from firnline.database import put_items, put_subset, writing
+from firnline.footprint import Outline, bbox, footprint
+from firnline.items import (
+    COG,
+    DATACUBE,
+    PROJECTION,
+    STAC_VERSION,
+    SUBSETS,
+    XARRAY,
+    ZARR,
+    item_row,
+    to_geojson,
+)
+
+FILES_ROOT = "firnline:/files"
+"""Stored in place of this server's address, which is known only when it replies."""
+
+VELOCITY_MAPS = ("v", "vx", "vy", "v_error", "count")
+STRAIN_MAPS = ("e1", "e2", "effective", "longitudinal", "shear", "divergence")
+
+_EXTENSIONS = "https://stac-extensions.github.io"
+_FILE = f"{_EXTENSIONS}/file/v2.1.0/schema.json"
+_PROCESSING = f"{_EXTENSIONS}/processing/v1.2.0/schema.json"
+_SOFTWARE = ("firnline", "zarr", "numcodecs", "numpy", "obstore", "rasterio", "pyproj")
+
+
+@dataclass(frozen=True)
+class Made:
+    """The finished products: the item but for its hrefs' generation, and the files."""
+
+    outline: Outline
+    properties: Mapping[str, Any]
+    assets: Mapping[str, Mapping[str, Any]]
+    sources: list[dict[str, Any]]
+    size: int
+
+
+def make(
+    plan: Plan, work: Path, spans: tuple[Period, ...], counts: Counts, *, seconds: float
+) -> Made:
+    """Write maps, quicklook and provenance into `work`; describe all of it."""
+    assets: dict[str, dict[str, Any]] = {}
+    for key, name, title in (
+        ("zarr", store.PAIRS, "Image-pair velocities, stitched (Zarr)"),
+        ("composite", store.COMPOSITE, "Velocity composites (Zarr)"),
+        ("strain", store.STRAIN, "Strain rates of the composites (Zarr)"),
+    ):
+        if (work / name).exists():
+            assets[key] = {
+                "href": name,
+                "type": ZARR,
+                "title": title,
+                "roles": ["data"],
+                "xarray:open_kwargs": {"engine": "zarr", "chunks": {}, "consolidated": True},
+                "file:size": sum(size for _, size, _ in store.files(work / name)),
+            }
+    if spans:
+        assets |= _maps(plan, work, spans)
+        assets["thumbnail"] = _quicklook(plan, work, spans)
+    sources = _sources(plan)
+    assets["provenance"] = _provenance(plan, work, sources, counts, seconds)
+    for asset in assets.values():
+        asset.setdefault("file:size", (work / asset["href"]).stat().st_size)
+    bounds = plan.geobox.boundingbox.bbox
+    return Made(
+        outline=footprint(box(*bounds), plan.crs),
+        properties=_properties(plan, spans),
+        assets=assets,
+        sources=sources,
+        size=sum(file.stat().st_size for file in work.rglob("*") if file.is_file()),
+    )
+
+
+def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) -> None:
+    """Publish: the item, the subset's row and the job's end, in one transaction."""
+    id = plan.request.subset_id
+    root = f"{FILES_ROOT}/{id}/{generation}"
+    item = {
+        "type": "Feature",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": [PROJECTION, DATACUBE, XARRAY, _FILE, _PROCESSING],
+        "id": id,
+        "collection": SUBSETS,
+        "geometry": to_geojson(made.outline),
+        "bbox": bbox(made.outline),
+        "properties": dict(made.properties),
+        "assets": {
+            key: {**asset, "href": f"{root}/{asset['href']}"} for key, asset in made.assets.items()
+        },
+        "links": [
+            {
+                "rel": "derived_from",
+                "type": "application/geo+json",
+                "href": f"firnline:/collections/{plan.request.collection}/items/{source['id']}",
+            }
+            for source in made.sources
+        ],
+    }
+    with writing(engine) as connection:
+        put_items(connection, [item_row(item, made.outline, source="firnline")])
+        put_subset(
+            connection,
+            id=id,
+            request_key=plan.request.key,
+            request=json.dumps(plan.request.to_inputs()),
+            generation=generation,
+            sources=json.dumps(made.sources),
+            size=made.size,
+        )
+        jobs.succeed(connection, job, id)
+
+
+def _sources(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": cube.id,
+            "href": cube.source.url,
+            "etag": cube.layout.etag,
+            "pairs_read": cube.pairs,
+            "pairs_kept": int((of_pair >= 0).sum()),
+        }
+        for cube, of_pair in zip(plan.cubes, plan.layers.of_pair, strict=True)
+    ]
+
+
+def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
+    layers, request = plan.layers, plan.request
+    start, end = (_rfc3339(layers.mid_date[n]) for n in (0, -1))
+    left, bottom, right, top = plan.geobox.boundingbox.bbox
+    epsg = int(plan.crs.partition(":")[2])
+    affine = plan.geobox.affine
+    dimensions: dict[str, Any] = {
+        "mid_date": {"type": "temporal", "extent": [start, end]},
+        "y": {
+            "type": "spatial",
+            "axis": "y",
+            "extent": [bottom, top],
+            "step": affine.e,
+            "reference_system": epsg,
+        },
+        "x": {
+            "type": "spatial",
+            "axis": "x",
+            "extent": [left, right],
+            "step": affine.a,
+            "reference_system": epsg,
+        },
+    }
+    return {
+        "datetime": None,
+        "start_datetime": start,
+        "end_datetime": end,
+        "created": _rfc3339(np.datetime64(datetime.now(UTC).replace(tzinfo=None), "us")),
+        "title": _title(plan),
+        "description": f"{len(layers):,} layers of {layers.read:,} image pairs from "
+        f"{len(plan.cubes)} ITS_LIVE cubes, stitched and sorted by mid-date.",
+        "proj:code": plan.crs,
+        "proj:shape": list(plan.shape[1:]),
+        "proj:transform": list(affine)[:6],
+        "proj:bbox": [left, bottom, right, top],
+        "cube:dimensions": dimensions,
+        "cube:variables": {
+            name: {
+                "type": "data",
+                "dimensions": ["mid_date", "y", "x"],
+                "data_type": plan.array(name).dtype.name,
+                "unit": str(plan.array(name).attributes.get("units", "1")),
+            }
+            for name in request.variables
+        },
+        "processing:level": "L3",
+        "processing:software": {"firnline": version("firnline")},
+        "processing:lineage": "ITS_LIVE image pairs of neighbouring cubes stitched on their "
+        "lattice, composited over time, strain rates by plane fit; see the provenance asset",
+        "firnline:request": request.to_inputs(),
+        "firnline:pairs_read": layers.read,
+        "firnline:pairs_kept": layers.kept,
+        "firnline:pairs_merged": layers.merged,
+        "firnline:periods": [_label(span, request.composite or "") for span in spans],
+        "firnline:stale": False,
+    }
+
+
+def _title(plan: Plan) -> str:
+    left, bottom, right, top = plan.geobox.boundingbox.bbox
+    return (
+        f"ITS_LIVE subset {(right - left) / 1e3:.0f} x {(top - bottom) / 1e3:.0f} km, {plan.crs}, "
+        f"{str(plan.layers.mid_date[0])[:10]} to {str(plan.layers.mid_date[-1])[:10]}"
+    )
+
+
+def _label(span: Period, spec: str) -> str:
+    """A period's name as short as it can be: 2019, 2019-03, or both its ends."""
+    start = str(span.start)
+    if spec == "P1Y":
+        return start[:4]
+    if spec == "P1M":
+        return start[:7]
+    return f"{start[:10]}/{str(span.end)[:10]}"
+
+
+def _rfc3339(instant: np.datetime64) -> str:
+    return str(instant.astype("M8[us]")) + "Z"
+
+
+def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[str, Any]]:
+    """One COG a field, one band a period."""
+    from firnline.cache.raster import write_cog
+
+    labels = [_label(span, plan.request.composite or "") for span in spans]
+    described = {
+        "v": ("speed", "m/year"),
+        "vx": ("velocity along x of the grid", "m/year"),
+        "vy": ("velocity along y of the grid", "m/year"),
+        "v_error": ("standard error of the speed", "m/year"),
+        "count": ("image pairs used", "1"),
+    } | {name: (FIELDS[name]["long_name"], FIELDS[name]["units"]) for name in STRAIN_MAPS}
+    maps = [(store.COMPOSITE, name) for name in VELOCITY_MAPS]
+    if plan.request.strain:
+        maps += [(store.STRAIN, name) for name in STRAIN_MAPS]
+    assets = {}
+    for origin, name in maps:
+        long_name, units = described[name]
+        values = store.read(work / origin, name)
+        nodata = 0 if name == "count" else float("nan")
+        statistics = write_cog(
+            work / f"{name}.tif",
+            values,
+            transform=plan.geobox.affine,
+            crs=plan.crs,
+            nodata=nodata,
+            names=[f"{name} {label}" for label in labels],
+            units=units,
+            long_name=long_name,
+            tags={
+                "TITLE": _title(plan),
+                "SOURCE": "NASA MEaSUREs ITS_LIVE image pairs, CC-BY-4.0",
+                "SOFTWARE": f"firnline {version('firnline')}",
+            },
+        )
+        assets[f"cog_{name}"] = {
+            "href": f"{name}.tif",
+            "type": COG,
+            "title": long_name[:1].upper() + long_name[1:],
+            "roles": ["data", "cog"],
+            "bands": [
+                {
+                    "name": f"{name} {label}",
+                    "data_type": values.dtype.name,
+                    "nodata": 0 if name == "count" else "nan",
+                    "unit": units,
+                    "statistics": one,
+                }
+                for label, one in zip(labels, statistics, strict=True)
+            ],
+        }
+    return assets
+
+
+def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, Any]:
+    from firnline.cache.quicklook import write_quicklook
+
+    speed = store.read(work / store.COMPOSITE, "v")
+    fullest = int(np.isfinite(speed).sum(axis=(1, 2)).argmax())
+    fields = {name: store.read(work / store.COMPOSITE, name)[fullest] for name in ("vx", "vy")}
+    if plan.request.strain:
+        for name in ("longitudinal", "e1", "e2", "theta"):
+            fields[name] = store.read(work / store.STRAIN, name)[fullest]
+    write_quicklook(
+        work / "thumbnail.png",
+        **fields,
+        x=plan.x,
+        y=plan.y,
+        crs=plan.crs,
+        title=f"ITS_LIVE velocity and strain rate, "
+        f"{_label(spans[fullest], plan.request.composite or '')}",
+        subtitle=f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes",
+        credit=_credit(plan),
+    )
+    return {
+        "href": "thumbnail.png",
+        "type": "image/png",
+        "title": "Speed with flow arrows, and strain rate",
+        "roles": ["thumbnail", "overview"],
+    }
+
+
+def _credit(plan: Plan) -> str:
+    attributes = plan.cubes[0].layout.attributes
+    if "synthetic" in json.dumps(dict(attributes)).lower():
+        return "SYNTHETIC sample data, not a measurement"
+    return "Data: NASA MEaSUREs ITS_LIVE, CC-BY-4.0"
+
+
+def _provenance(
+    plan: Plan, work: Path, sources: list[dict[str, Any]], counts: Counts, seconds: float
+) -> dict[str, Any]:
+    """What was asked, read and done, and a checksum of every file."""
+    layers = plan.layers
+    document = {
+        "request": plan.request.to_inputs(),
+        "request_key": plan.request.key,
+        "crs": plan.crs,
+        "grid": {
+            "shape": list(plan.shape),
+            "transform": list(plan.geobox.affine)[:6],
+        },
+        "sources": sources,
+        "pairs": {"read": layers.read, "kept": layers.kept, "merged": layers.merged},
+        "fetched": {
+            "requests": counts.requests,
+            "bytes": counts.bytes,
+            "chunks_decoded": counts.chunks,
+            "chunks_absent": counts.absent,
+        },
+        "seconds": round(seconds, 3),
+        "made": datetime.now(UTC).isoformat(),
+        "software": {name: version(name) for name in _SOFTWARE}
+        | {"python": platform.python_version()},
+        "files": {
+            path: {"size": size, "sha256": digest}
+            for path, size, digest in store.files(work)
+            if path != "plan.json"
+        },
+    }
+    (work / "plan.json").unlink(missing_ok=True)
+    (work / "provenance.json").write_text(json.dumps(document, indent=1))
+    return {
+        "href": "provenance.json",
+        "type": "application/json",
+        "title": "Request, sources, counts, software and checksums",
+        "roles": ["metadata"],
+    }

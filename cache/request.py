@@ -1,0 +1,356 @@
+"""What is asked for: validated once at the door, with one canonical key for equal requests."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import shapely
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pyproj import CRS, Geod
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from firnline.cache.composite import periods
+from firnline.crs import LONLAT, crs_code, parse_crs, transformer
+from firnline.errors import (
+    BBoxError,
+    DatetimeError,
+    GeometryError,
+    InputError,
+    TooLargeError,
+)
+from firnline.settings import Settings
+
+# Part of every key: raised when the same request would be answered with different data.
+_PRODUCT_VERSION = 1
+
+VARIABLES = ("v", "vx", "vy", "v_error", "va", "vr", "M11", "M12")
+VARIABLES_2D = ("landice", "floatingice")
+Variable = Literal[
+    "v", "vx", "vy", "v_error", "va", "vr", "M11", "M12", "interp_mask",
+    "chip_size_height", "chip_size_width",
+]  # fmt: skip
+_LARGEST_POLYGON = 10_000
+
+
+class Strain(BaseModel):
+    """How strain rates are computed from the composite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["plane"] = Field("plane", description="Least-squares plane over a window.")
+    length_scale: float = Field(
+        500.0, gt=0, le=100_000, description="Half length of the window, in metres."
+    )
+
+
+class Request(BaseModel):
+    """A request to materialise an area of interest; immutable and in canonical form.
+
+    Make one with :meth:`parse`, which turns what callers write into this form.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bbox: tuple[float, float, float, float] | None = Field(
+        None,
+        title="Bounding box",
+        description="West, south, east, north in the units of `crs`. In degrees, a west greater "
+        "than east crosses the antimeridian. One of bbox and geometry is needed.",
+    )
+    geometry: dict[str, Any] | None = Field(
+        None,
+        title="Area",
+        description="GeoJSON Polygon or MultiPolygon in `crs`; its bounding window is stored.",
+    )
+    crs: str = Field(
+        "OGC:CRS84", description="CRS of bbox or geometry, as EPSG:3413 (default OGC:CRS84)."
+    )
+    datetime: str = Field(
+        "../..",
+        description="RFC 3339 instant or interval, open with '..': the image pairs whose "
+        "mid-date lies in it are kept.",
+    )
+    collection: Literal["itslive-cubes"] = Field(
+        "itslive-cubes", description="What is read: the image-pair cubes."
+    )
+    variables: tuple[Variable, ...] = Field(
+        ("vx", "vy", "v_error"), min_length=1, description="Variables (mid_date, y, x) to store."
+    )
+    satellites: tuple[Annotated[str, Field(pattern=r"^[A-Z0-9]{1,4}$")], ...] = Field(
+        (),
+        description="Keep only pairs whose both images are of these satellites, by mission and "
+        "number as in the cubes, as L8, S1A, S2; S2 stands for S2A and S2B. Empty: all.",
+    )
+    dt_days: tuple[float, float] | None = Field(
+        None, description="Keep only pairs whose images are so many days apart [least, most]."
+    )
+    composite: str | None = Field(
+        "P1Y",
+        description="Calendar period of the composites: P1Y, P1M, any ISO 8601 PnY or PnM, "
+        "'all' for one over everything, or null for none.",
+    )
+    strain: Strain | Literal[False] = Field(
+        default_factory=lambda: Strain(), description="Strain rates of the composites, or false."
+    )
+    out_crs: str | None = Field(
+        None,
+        description="CRS of the result; null: that of the cubes which cover most of the area.",
+    )
+    format: Literal["v3", "v2"] = Field("v3", description="Zarr version of the store.")
+    pairs: bool = Field(
+        True, description="Store the image pairs; false: composites and strain only."
+    )
+
+    @classmethod
+    def parse(cls, inputs: Mapping[str, Any], settings: Settings) -> Request:
+        """Validate what a caller wrote.
+
+        Raises
+        ------
+        InputError
+            Or one of its subclasses; names the input and says what is accepted.
+        """
+        try:
+            request = cls.model_validate(dict(inputs))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            reason = first.get("ctx", {}).get("error")
+            if isinstance(reason, InputError):  # raised by a validator below: say it as it is
+                raise reason from None
+            where = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise InputError(
+                    f"{where} is not an input; accepted: {', '.join(cls.model_fields)}"
+                ) from None
+            raise InputError(f"{where}: {first['msg']}") from None
+        request.check_area(settings)
+        return request
+
+    @field_validator("crs", "out_crs")
+    @classmethod
+    def _known_crs(cls, value: str | None) -> str | None:
+        return None if value is None else crs_code(parse_crs(value))
+
+    @field_validator("variables", "satellites")
+    @classmethod
+    def _sorted(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))
+
+    @field_validator("datetime")
+    @classmethod
+    def _canonical_datetime(cls, value: str) -> str:
+        start, end = parse_interval(value)
+        return "/".join(
+            ".." if t is None else t.isoformat().replace("+00:00", "Z") for t in (start, end)
+        )
+
+    @field_validator("dt_days")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] <= value[1] < math.inf:
+            raise InputError("dt_days takes [least, most] in days, 0 <= least <= most")
+        return value
+
+    @field_validator("composite", mode="before")
+    @classmethod
+    def _known_period(cls, value: object) -> object:
+        if value in (None, "none"):
+            return None
+        periods(str(value), np.datetime64("2019-01-01"), np.datetime64("2020-01-01"))
+        return value
+
+    @model_validator(mode="after")
+    def _one_area(self) -> Request:
+        if (self.bbox is None) == (self.geometry is None):
+            raise InputError("one of bbox and geometry is needed, and not both")
+        if self.out_crs is not None and parse_crs(self.out_crs).is_geographic:
+            raise InputError(f"out_crs {self.out_crs} is not projected; the cubes' CRSs are")
+        if not self.pairs and self.composite is None:
+            raise InputError("pairs false and composite null leave nothing to store")
+        if self.strain and self.composite is None:
+            raise InputError("strain needs a composite: give one, or set strain to false")
+        if self.composite is not None and not {"vx", "vy"} <= set(self.variables):
+            raise InputError("composite needs the variables vx and vy")
+        _ = self.area
+        return self
+
+    @cached_property
+    def area(self) -> BaseGeometry:
+        """The area in the units of :attr:`crs`; in degrees it may run past 180 east."""
+        geographic = parse_crs(self.crs).is_geographic
+        if self.bbox is not None:
+            return _bbox_area(self.bbox, geographic)
+        return _geometry_area(self.geometry or {}, geographic)
+
+    @cached_property
+    def interval(self) -> tuple[dt.datetime | None, dt.datetime | None]:
+        """Start and end, both inclusive; None where open."""
+        return parse_interval(self.datetime)
+
+    def area_in(self, crs: CRS) -> BaseGeometry:
+        """The area in another CRS, its edges densified so that they stay true."""
+        own = parse_crs(self.crs)
+        if own == crs:
+            return self.area
+        west, south, east, north = self.area.bounds
+        step = max(east - west, north - south) / 100
+        dense = shapely.segmentize(self.area, step)
+        to = transformer(own, crs)
+        moved = shapely.transform(dense, lambda xy: np.column_stack(to.transform(*xy.T)))
+        if not np.isfinite(moved.bounds).all():
+            raise GeometryError(f"the area lies outside the domain of {crs_code(crs)}")
+        return moved
+
+    def check_area(self, settings: Settings) -> None:
+        """Refuse what is beyond the limits of this installation.
+
+        Raises
+        ------
+        TooLargeError
+        """
+        west, south, east, north = self.area.bounds
+        step = max(east - west, north - south) / 100
+        ring = shapely.segmentize(self.area, step)
+        lonlat = transformer(parse_crs(self.crs), LONLAT)
+        moved = shapely.transform(ring, lambda xy: np.column_stack(lonlat.transform(*xy.T)))
+        if not np.isfinite(moved.bounds).all():
+            raise BBoxError(f"the area lies outside the domain of {self.crs}")
+        area = abs(Geod(ellps="WGS84").geometry_area_perimeter(moved)[0]) / 1e6
+        if area > settings.max_aoi_km2:
+            raise TooLargeError(
+                f"the area is {area:,.0f} km2; this installation accepts "
+                f"{settings.max_aoi_km2:,.0f} km2 (FIRNLINE_MAX_AOI_KM2)"
+            )
+
+    def to_inputs(self) -> dict[str, Any]:
+        """The request as JSON-ready inputs; :meth:`parse` of it gives the same request."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def key(self) -> str:
+        """64 hex characters, equal for equal requests."""
+        text = json.dumps([_PRODUCT_VERSION, self.to_inputs()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def subset_id(self) -> str:
+        """Id of the item that answers this request."""
+        return f"subset-{self.key[:16]}"
+
+    @classmethod
+    def input_schemas(cls) -> dict[str, dict[str, Any]]:
+        """Each input's title, description, occurrence and JSON Schema (OGC API - Processes)."""
+        schema = cls.model_json_schema()
+        definitions = schema.get("$defs", {})
+        described = {}
+        for name, sub in schema["properties"].items():
+            sub = _inlined(sub, definitions)
+            described[name] = {
+                "title": sub.pop("title", name),
+                "description": sub.pop("description", ""),
+                "minOccurs": 0,
+                "schema": sub,
+            }
+        return described
+
+
+def parse_interval(text: str) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """An RFC 3339 instant or interval; a date alone stands for the whole day, in UTC.
+
+    Returns
+    -------
+    start, end
+        Both inclusive, None where open.
+
+    Raises
+    ------
+    DatetimeError
+    """
+    first, slash, last = text.partition("/")
+    start, end = _instant(first, dt.time.min), _instant(last if slash else first, dt.time.max)
+    if not slash and start is None:
+        raise DatetimeError(f"datetime {text[:60]!r} is not accepted; {_DATETIME_FORM}")
+    if start is not None and end is not None and end < start:
+        raise DatetimeError(f"datetime {text[:60]!r} ends before it starts")
+    return start, end
+
+
+_DATETIME_FORM = "write 2018-01-01/2020-12-31, 2018-01-01T00:00:00Z/.. or a single date"
+
+
+def _instant(text: str, of_day: dt.time) -> dt.datetime | None:
+    if text in ("", ".."):
+        return None
+    try:
+        if len(text) == 10:
+            return dt.datetime.combine(dt.date.fromisoformat(text), of_day, dt.UTC)
+        moment = dt.datetime.fromisoformat(text)
+        if "T" not in text.upper() or moment.tzinfo is None:
+            raise ValueError
+        return moment.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        raise DatetimeError(f"datetime {text[:60]!r} is not accepted; {_DATETIME_FORM}") from None
+
+
+def _bbox_area(bbox: tuple[float, ...], geographic: bool) -> BaseGeometry:
+    west, south, east, north = bbox
+    accepted = "accepted: west, south, east, north with west < east and south < north"
+    if not all(map(math.isfinite, bbox)):
+        raise BBoxError(f"bbox {list(bbox)} is not finite; {accepted}")
+    if geographic:
+        if not (-180 <= west <= 180 and -180 <= east <= 180 and south >= -90 and north <= 90):
+            raise BBoxError(
+                f"bbox {list(bbox)} is not in degrees of longitude and latitude; "
+                "give crs as well when it is in metres, as EPSG:3413"
+            )
+        if west > east:  # RFC 7946, 5.2: crosses the antimeridian
+            east += 360
+    if west >= east or south >= north:
+        raise BBoxError(f"bbox {list(bbox)} is empty or inverted; {accepted}")
+    return shapely.box(west, south, east, north)
+
+
+def _geometry_area(geometry: Mapping[str, Any], geographic: bool) -> BaseGeometry:
+    if geometry.get("type") not in ("Polygon", "MultiPolygon"):
+        raise GeometryError("geometry: accepted are GeoJSON Polygon and MultiPolygon")
+    try:
+        area = shape(dict(geometry))
+        if shapely.get_num_coordinates(area) > _LARGEST_POLYGON:
+            raise TooLargeError(f"geometry has more than {_LARGEST_POLYGON:,} vertices")
+        coordinates = shapely.get_coordinates(area)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, shapely.GEOSException):
+        raise GeometryError(
+            "geometry: its coordinates are not those of a GeoJSON polygon"
+        ) from None
+    if area.is_empty or not np.isfinite(coordinates).all():
+        raise GeometryError("geometry is empty or not finite")
+    if not area.is_valid:
+        raise GeometryError(f"geometry is not valid: {shapely.is_valid_reason(area)}")
+    if geographic and (np.abs(coordinates) > (360, 90)).any():
+        raise GeometryError("geometry is not in degrees; give crs as well when it is in metres")
+    return area
+
+
+def _inlined(schema: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with its `$ref`s replaced, since an input's schema stands alone."""
+    if "$ref" in schema:
+        schema = {**definitions[schema["$ref"].rsplit("/", 1)[-1]], **schema}
+        del schema["$ref"]
+    return {
+        key: _inlined(value, definitions)
+        if isinstance(value, dict)
+        else [_inlined(v, definitions) if isinstance(v, dict) else v for v in value]
+        if isinstance(value, list)
+        else value
+        for key, value in schema.items()
+    }

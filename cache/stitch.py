@@ -1,0 +1,147 @@
+"""Stitching: the image pairs of several cubes merged into layers, their chunks put in place.
+
+Pure. An image pair usually lies in several neighbouring cubes, each with its part of the scene:
+its identity is the basename of its granule, not its mid-date, which is not unique. Cubes of one
+CRS lie on one lattice and abut, so that merging a pair moves no value and loses none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Raw = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """The image pairs of one cube and which of them are wanted.
+
+    All arrays are ``(pair,)``; ``mid_date`` is ``datetime64[us]`` and ``wanted`` is boolean.
+    ``missing`` gives each variable's value for 'no data'.
+    """
+
+    mid_date: Raw
+    granule: Raw
+    per_pair: Mapping[str, Raw]
+    missing: Mapping[str, Any]
+    wanted: Raw
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of the stitched store, sorted by mid-date, then granule.
+
+    ``mid_date``, ``granule`` and each array of ``per_pair`` are ``(layer,)``. ``of_pair`` has for
+    each cube the layer of each of its pairs, ``int32 (pair,)``, -1 where not wanted.
+    """
+
+    mid_date: Raw
+    granule: Raw
+    per_pair: Mapping[str, Raw]
+    of_pair: tuple[Raw, ...]
+    read: int
+    kept: int
+
+    def __len__(self) -> int:
+        return len(self.mid_date)
+
+    @property
+    def merged(self) -> int:
+        """Pairs that were folded into a layer of another cube's same pair."""
+        return self.kept - len(self)
+
+
+def merge_pairs(tables: Sequence[PairTable]) -> Layers:
+    """Merge the wanted pairs of several cubes into layers, one for each granule.
+
+    What a layer carries per pair is taken from the first table that has the pair, so the order of
+    the tables is that of precedence. A granule that occurs twice in one cube makes two layers:
+    nothing is dropped.
+    """
+    layer_of: dict[tuple[str, int], int] = {}
+    origin: list[tuple[int, int]] = []
+    of_pair = []
+    for n, table in enumerate(tables):
+        layers = np.full(len(table.mid_date), -1, np.int32)
+        seen: dict[str, int] = {}
+        for pair in np.flatnonzero(table.wanted).tolist():
+            name = str(table.granule[pair])
+            nth = seen.get(name, 0)
+            seen[name] = nth + 1
+            # a pair without a name can't be recognised elsewhere: it stays a layer of its own
+            identity = (name, nth) if name else (f"/{n}", pair)
+            layer = layer_of.setdefault(identity, len(origin))
+            if layer == len(origin):
+                origin.append((n, pair))
+            layers[pair] = layer
+        of_pair.append(layers)
+    which = np.array(origin, np.int64).reshape(-1, 2)
+    mid_date = _gather([t.mid_date for t in tables], which, np.datetime64("NaT", "us"))
+    granule = _gather([t.granule for t in tables], which, "")
+    order = np.lexsort((granule, mid_date))
+    rank = np.empty(len(order) + 1, np.int32)
+    rank[order] = np.arange(len(order))
+    rank[-1] = -1  # so that -1, not wanted, stays -1
+    names = sorted({name for table in tables for name in table.per_pair})
+    return Layers(
+        mid_date=mid_date[order],
+        granule=granule[order],
+        per_pair={
+            name: _gather(
+                [t.per_pair.get(name) for t in tables],
+                which[order],
+                next(t.missing[name] for t in tables if name in t.missing),
+            )
+            for name in names
+        },
+        of_pair=tuple(rank[layers] for layers in of_pair),
+        read=sum(len(table.mid_date) for table in tables),
+        kept=sum(int(table.wanted.sum()) for table in tables),
+    )
+
+
+def _gather(columns: Sequence[Raw | None], which: Raw, missing: Any) -> Raw:
+    """Values of (table, row) pairs; a table without the column gives `missing`."""
+    dtype = np.result_type(*[column.dtype for column in columns if column is not None])
+    out = np.full(len(which), missing, dtype)
+    for n, column in enumerate(columns):
+        if column is not None:
+            mine = which[:, 0] == n
+            out[mine] = column[which[mine, 1]]
+    return out
+
+
+def scatter(
+    target: Raw,
+    values: Raw,
+    layers: Raw,
+    rows: tuple[slice, slice],
+    columns: tuple[slice, slice],
+    owned: Raw | None = None,
+) -> None:
+    """Put one decoded source chunk in its place, in time and in space.
+
+    Parameters
+    ----------
+    target
+        ``(layer, y, x)`` of one tile, changed in place.
+    values
+        ``(pair, y, x)`` of the source chunk.
+    layers
+        ``(pair,)`` layer of each pair of the chunk, -1 where not wanted.
+    rows, columns
+        Where the chunk and the tile meet: (in the tile, in the chunk).
+    owned
+        ``(y, x)`` boolean over the meeting window where the cube shares it with another cube;
+        None where all of it is the cube's.
+    """
+    wanted = np.flatnonzero(layers >= 0)
+    part = values[: len(layers), rows[1], columns[1]][wanted]
+    window = target[:, rows[0], columns[0]]
+    if owned is not None:
+        part = np.where(owned, part, window[layers[wanted]])
+    window[layers[wanted]] = part

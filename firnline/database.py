@@ -1,0 +1,268 @@
+"""The database: connections, transactions, and items in and out.
+
+SQLite has no spatial types that can be relied on, so each connection gets ``ST_Intersects`` as a
+function over WKB (shapely), and an R*Tree keeps the boxes; PostgreSQL uses PostGIS. Statements
+are written once (``firnline.api.query``) for both.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import shapely
+from shapely.geometry.base import BaseGeometry
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from firnline.errors import DatabaseError, InputError
+from firnline.tables import collections, items, items_rtree, subsets, to_microseconds
+
+_DAY = 86_400_000_000  # microseconds
+_YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """One row of ``items``.
+
+    ``footprint`` is in lon/lat, split at the antimeridian; ``content`` is the item's JSON without
+    links; ``digest`` identifies the content.
+    """
+
+    collection: str
+    id: str
+    start: datetime
+    end: datetime
+    footprint: BaseGeometry
+    content: bytes
+    digest: str
+    source: str
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared(wkb: bytes) -> BaseGeometry:
+    geometry = shapely.from_wkb(wkb)
+    shapely.prepare(geometry)
+    return geometry
+
+
+def _st_intersects(stored: bytes, asked: bytes) -> bool:
+    """ST_Intersects on SQLite: `asked` is one geometry for many rows, so it is kept prepared."""
+    return bool(_prepared(asked).intersects(shapely.from_wkb(stored)))
+
+
+def connect(url: str) -> Engine:
+    """Open the database at an SQLAlchemy URL; the schema is not touched.
+
+    Raises
+    ------
+    InputError
+        The URL is not an SQLite or PostgreSQL one, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InputError(
+            "FIRNLINE_DATABASE_URL is not a database URL; "
+            "accepted: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        try:
+            return create_engine(parsed, pool_pre_ping=True, pool_size=10)
+        except (NoSuchModuleError, ModuleNotFoundError):
+            raise InputError("PostgreSQL needs psycopg: pip install 'firnline[postgres]'") from None
+    if backend != "sqlite":
+        raise InputError(f"{backend} is not supported; accepted: sqlite, postgresql")
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    # The driver's own transaction control starts a transaction too late (only before a write),
+    # so that two statements of one read can see different states: firnline begins them itself.
+    dbapi_connection.isolation_level = None
+    dbapi_connection.create_function("ST_Intersects", 2, _st_intersects, deterministic=True)
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        "busy_timeout=30000",
+    ):
+        dbapi_connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A reader that turns writer in WAL mode fails at once if another wrote in between, whatever
+    # the time-out: a transaction that will write takes the lock at its start.
+    writes = connection.get_execution_options().get("firnline_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A consistent view of the database; what can't be read raises :class:`DatabaseError`."""
+    with _translated(), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that writes: all of it is kept, or nothing."""
+    with _translated(), engine.execution_options(firnline_writes=True).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if "no such table" in str(error.orig) or "UndefinedTable" in type(error.orig).__name__:
+            raise DatabaseError("the database has no schema yet: run `firnline migrate`") from error
+        if isinstance(error, OperationalError):
+            reason = str(error.orig).strip().splitlines()[0]
+            raise DatabaseError(f"the database did not answer: {reason}") from error
+        raise
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest revision (alembic); does nothing when it is there."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "firnline:migrations")
+    config.set_main_option("path_separator", "os")
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def put_collections(connection: Connection, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Insert or replace collections, given as (id, JSON without links)."""
+    rows = [{"id": id, "content": content} for id, content in contents]
+    _upsert(connection, collections, rows, ["id"])
+
+
+def put_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
+    """Insert or replace items by (collection, id), with their boxes."""
+    now = datetime.now(UTC)
+    for first in range(0, len(rows), _BATCH):
+        batch = rows[first : first + _BATCH]
+        _upsert(
+            connection,
+            items,
+            [
+                {
+                    "collection": row.collection,
+                    "id": row.id,
+                    "start_datetime": row.start,
+                    "end_datetime": row.end,
+                    "footprint": shapely.to_wkb(row.footprint),
+                    "content": row.content,
+                    "digest": row.digest,
+                    "source": row.source,
+                    "updated": now,
+                }
+                for row in batch
+            ],
+            ["collection", "id"],
+        )
+        if connection.dialect.name == "sqlite":
+            _put_boxes(connection, batch)
+
+
+def delete_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:
+    """Remove items and their boxes; ids that don't exist are passed over."""
+    for first in range(0, len(ids), _BATCH):
+        batch = ids[first : first + _BATCH]
+        chosen = (items.c.collection == collection) & items.c.id.in_(batch)
+        if connection.dialect.name == "sqlite":
+            keys = connection.scalars(select(items.c.key).where(chosen)).all()
+            _delete_boxes(connection, keys)
+        connection.execute(items.delete().where(chosen))
+
+
+def get_item(connection: Connection, collection: str, id: str) -> bytes | None:
+    """The stored JSON of one item, or None."""
+    chosen = (items.c.collection == collection) & (items.c.id == id)
+    return connection.scalar(select(items.c.content).where(chosen))
+
+
+def _upsert(connection: Connection, table: Any, rows: list[dict[str, Any]], key: list[str]) -> None:
+    if not rows:
+        return
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table)
+    replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=replaced), rows)
+
+
+def _put_boxes(connection: Connection, rows: Sequence[ItemRow]) -> None:
+    keys = {
+        (collection, id): key
+        for collection, id, key in connection.execute(
+            select(items.c.collection, items.c.id, items.c.key).where(
+                items.c.id.in_([row.id for row in rows])
+            )
+        )
+    }
+    boxes = []
+    for row in rows:
+        key = keys[row.collection, row.id]
+        start, end = (
+            (to_microseconds(instant) - _YEAR_2000) / _DAY for instant in (row.start, row.end)
+        )
+        for n, (west, south, east, north) in enumerate(item_boxes(row.footprint)):
+            boxes.append(
+                {
+                    "id": 2 * key + n,
+                    "west": west,
+                    "east": east,
+                    "south": south,
+                    "north": north,
+                    "start": start,
+                    "end": end,
+                }
+            )
+    _delete_boxes(connection, [keys[row.collection, row.id] for row in rows])
+    connection.execute(insert(items_rtree), boxes)
+
+
+def _delete_boxes(connection: Connection, keys: Sequence[int]) -> None:
+    ids = [id for key in keys for id in (2 * key, 2 * key + 1)]
+    connection.execute(items_rtree.delete().where(items_rtree.c.id.in_(ids)))
+
+
+def item_boxes(footprint: BaseGeometry) -> list[tuple[float, float, float, float]]:
+    """One box (west, south, east, north), or two where a footprint is split at +-180."""
+    whole = footprint.bounds
+    if whole[0] > -180 or whole[2] < 180 or not hasattr(footprint, "geoms"):
+        return [whole]
+    sides = [[g for g in footprint.geoms if (g.bounds[2] <= 0) is west] for west in (True, False)]
+    if any(g.bounds[0] < 0 < g.bounds[2] for g in sides[1]):  # a part around the pole, or worldwide
+        return [whole]
+    return [shapely.union_all(side).bounds for side in sides if side]
+
+
+def put_subset(connection: Connection, **values: Any) -> None:
+    """Insert or replace the row of a materialised subset: from then on readers see it."""
+    now = datetime.now(UTC)
+    row = {"stale": False, "created": now, "last_used": now} | values
+    _upsert(connection, subsets, [row], ["id"])

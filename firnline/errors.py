@@ -1,0 +1,121 @@
+"""Everything that firnline raises on purpose.
+
+::
+
+    FirnlineError
+    ├── InputError                 the caller asked for something that can't be answered
+    │   ├── CRSError               unknown or unusable coordinate reference system
+    │   ├── BBoxError              a bounding box that is empty, inverted or not finite
+    │   ├── GeometryError          not a valid GeoJSON geometry, or one of no area
+    │   ├── DatetimeError          not an RFC 3339 instant or interval
+    │   ├── TokenError             a paging token that this server did not make
+    │   ├── TooLargeError          beyond a limit of this installation
+    │   ├── NoCoverageError        no cube of the catalog covers the area asked for
+    │   └── SourceNotAllowedError  a host or root outside FIRNLINE_ALLOWED_SOURCES
+    ├── NotFoundError              no such collection, item, job or file
+    ├── ConflictError              the thing is in a state that does not allow this
+    ├── SourceError                data could not be read from where it lives
+    │   ├── SourceUnreachableError connection refused, timeout, 5xx after all retries
+    │   ├── SourceMissingError     the source answered that this object does not exist
+    │   ├── SourceCorruptError     bytes came, and are not what they should be
+    │   └── CatalogError           a catalog that is not a readable FeatureCollection
+    ├── StoreError                 the local store is damaged or can't be written
+    ├── DatabaseError              the database can't be reached or is not migrated
+    └── JobError                   a job failed for good
+        ├── JobLostError           this worker no longer holds the job's lease
+        └── JobDismissedError      the job was dismissed while it ran
+
+An outage (:class:`SourceUnreachableError`, :class:`DatabaseError`) is never an empty result.
+The command line exits with 2 on an :class:`InputError` and with 1 on the others;
+``firnline.api.errors`` maps each class to its HTTP status.
+"""
+
+from __future__ import annotations
+
+
+class FirnlineError(Exception):
+    """Base of all errors raised on purpose; the message is one clear line for people."""
+
+
+class InputError(FirnlineError, ValueError):
+    """The caller asked for something that can't be answered; the message says what is accepted."""
+
+
+class CRSError(InputError):
+    """Unknown or unusable coordinate reference system."""
+
+
+class BBoxError(InputError):
+    """A bounding box that is empty, inverted or not finite."""
+
+
+class GeometryError(InputError):
+    """Not a valid GeoJSON geometry, or one without area."""
+
+
+class DatetimeError(InputError):
+    """Not an RFC 3339 instant or interval."""
+
+
+class TokenError(InputError):
+    """A paging token that this server did not make."""
+
+
+class TooLargeError(InputError):
+    """A request beyond a limit of this installation."""
+
+
+class NoCoverageError(InputError):
+    """No cube of the catalog covers the area asked for."""
+
+
+class SourceNotAllowedError(InputError):
+    """A host or root that is not in ``FIRNLINE_ALLOWED_SOURCES``."""
+
+
+class NotFoundError(FirnlineError, LookupError):
+    """No such collection, item, job or file."""
+
+
+class ConflictError(FirnlineError):
+    """The thing is in a state that does not allow this."""
+
+
+class SourceError(FirnlineError):
+    """Data could not be read from where it lives."""
+
+
+class SourceUnreachableError(SourceError):
+    """The source did not answer: refused, timed out, or 5xx after all retries."""
+
+
+class SourceMissingError(SourceError):
+    """The source answered that this object does not exist."""
+
+
+class SourceCorruptError(SourceError):
+    """Bytes came, and are not what they should be."""
+
+
+class CatalogError(SourceError):
+    """A catalog that is not a readable GeoJSON FeatureCollection."""
+
+
+class StoreError(FirnlineError):
+    """The local store is damaged or can't be written."""
+
+
+class DatabaseError(FirnlineError):
+    """The database can't be reached or its schema is not migrated."""
+
+
+class JobError(FirnlineError):
+    """A job failed for good."""
+
+
+class JobLostError(JobError):
+    """This worker no longer holds the job's lease."""
+
+
+class JobDismissedError(JobError):
+    """The job was dismissed while it ran."""

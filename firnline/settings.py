@@ -1,0 +1,98 @@
+"""Settings, from the environment (prefix ``FIRNLINE_``) or a ``.env`` file.
+
+Nothing here is read at import time: make a :class:`Settings` and hand it on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_data_path
+from pydantic import ByteSize, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+CATALOG_URL = "https://its-live-data.s3.amazonaws.com/datacubes/catalog_v02.json"
+MOSAIC_ROOT = "https://its-live-data.s3.amazonaws.com/velocity_mosaic"
+ITS_LIVE = (
+    "https://its-live-data.s3.amazonaws.com/",
+    "https://its-live-data.s3.us-west-2.amazonaws.com/",
+    "s3://its-live-data/",
+)
+
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """All that an operator may set; each field is the variable ``FIRNLINE_<NAME>``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FIRNLINE_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("firnline"),
+        description="Where the embedded database and the cache live.",
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL (sqlite or postgresql); empty: SQLite in DATA_DIR."
+    )
+    catalog_urls: Words = Field(
+        (CATALOG_URL,), description="Datacube catalogs to harvest, comma-separated paths or URLs."
+    )
+    mosaic_roots: Words = Field(
+        (MOSAIC_ROOT,), description="Roots of the velocity mosaics, comma-separated URLs."
+    )
+    allowed_sources: Words = Field(
+        ITS_LIVE,
+        description="URL roots that may be read, comma-separated (https://, s3:// or file:///).",
+    )
+    cache_url: str = Field(
+        "", description="Directory of the materialised subsets; empty: DATA_DIR/cache."
+    )
+    memory_limit: ByteSize = Field(
+        ByteSize(2_000_000_000), description="Memory that one job may use for chunks and buffers."
+    )
+    concurrency: int = Field(16, ge=1, le=256, description="Requests under way at once in a job.")
+    max_aoi_km2: float = Field(
+        100_000.0, gt=0, description="Largest area of a materialisation, in square kilometres."
+    )
+    max_job_bytes: ByteSize = Field(
+        ByteSize(200_000_000_000), description="Largest output of a job, uncompressed, in bytes."
+    )
+    lease_seconds: float = Field(
+        60.0, gt=0, description="A job whose worker is silent for so long is given to another."
+    )
+    api_keys_required: bool = Field(
+        True,
+        description="Refuse to serve on a public address without API keys; false where a proxy "
+        "in front decides who may come in.",
+    )
+    public_url: str = Field(
+        "", description="Base URL that links carry; empty: taken from each request."
+    )
+    log_format: Literal["console", "json"] = Field("console", description="How logs are written.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least level that is logged."
+    )
+
+    @field_validator("catalog_urls", "mosaic_roots", "allowed_sources", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(word.strip() for word in value.split(",") if word.strip())
+        return value
+
+    @property
+    def database(self) -> str:
+        """The database URL in force."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'firnline.db'}"
+
+    @property
+    def cache_dir(self) -> Path:
+        """The directory of the materialised subsets in force."""
+        return Path(self.cache_url) if self.cache_url else self.data_dir / "cache"

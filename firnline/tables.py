@@ -1,0 +1,223 @@
+"""The database schema: one for SQLite and for PostgreSQL with PostGIS.
+
+Migrations (``firnline.migrations``) own the schema in force; these tables are what the code
+compiles its statements from. Instants are stored as whole microseconds since 1970 (exact, and
+the same on both databases); footprints as PostGIS geometry or, on SQLite, as WKB beside an
+R*Tree of their boxes (:data:`items_rtree`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, UserDefinedType
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_microseconds(instant: datetime) -> int:
+    """Microseconds since 1970-01-01T00:00Z of an aware datetime; exact."""
+    if instant.tzinfo is None:
+        raise ValueError("an instant needs a time zone")
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, stored as microseconds since 1970 in a BIGINT."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """To microseconds."""
+        return None if value is None else to_microseconds(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        """From microseconds."""
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+class FromWKB(FunctionElement[bytes]):
+    """Makes a geometry of a bound WKB, where the database has such a type."""
+
+    inherit_cache = True
+
+
+class ToWKB(FunctionElement[bytes]):
+    """Makes WKB of a stored geometry."""
+
+    inherit_cache = True
+    type = LargeBinary()
+
+
+class Footprint(UserDefinedType[bytes]):
+    """A lon/lat geometry, WKB on the Python side.
+
+    ``geometry(Geometry, 4326)`` on PostgreSQL and ``BLOB`` on SQLite, where ``ST_Intersects`` is
+    a function that ``firnline.database`` registers on each connection.
+    """
+
+    cache_ok = True
+
+    def get_col_spec(self, **kw: Any) -> str:
+        """PostGIS column type; SQLite's is compiled below."""
+        return "geometry(Geometry, 4326)"
+
+    def bind_expression(self, bindvalue: Any) -> ColumnElement[Any]:
+        """Wrap a bound WKB for the database."""
+        return cast("ColumnElement[Any]", FromWKB(bindvalue))
+
+    def column_expression(self, column: Any) -> ColumnElement[Any]:
+        """Unwrap a selected footprint to WKB."""
+        return cast("ColumnElement[Any]", ToWKB(column))
+
+
+@compiles(Footprint, "sqlite")
+def _blob(type_: Footprint, compiler: Any, **kw: Any) -> str:
+    return "BLOB"
+
+
+@compiles(FromWKB, "sqlite")
+@compiles(ToWKB, "sqlite")
+def _as_it_is(element: FunctionElement[bytes], compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(FromWKB, "postgresql")
+def _from_wkb(element: FromWKB, compiler: Any, **kw: Any) -> str:
+    return f"ST_GeomFromWKB({compiler.process(element.clauses, **kw)}, 4326)"
+
+
+@compiles(ToWKB, "postgresql")
+def _to_wkb(element: ToWKB, compiler: Any, **kw: Any) -> str:
+    return f"ST_AsBinary({compiler.process(element.clauses, **kw)})"
+
+
+Key = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER is SQLite's rowid
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("content", LargeBinary, nullable=False),  # JSON, without links
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("collection", Text, ForeignKey("collections.id"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("start_datetime", Instant, nullable=False),
+    Column("end_datetime", Instant, nullable=False),
+    Column("footprint", Footprint, nullable=False),
+    Column("content", LargeBinary, nullable=False),  # the item's JSON, ready to send, no links
+    Column("digest", Text, nullable=False),  # of `content`: what a harvest compares
+    Column("source", Text, nullable=False),  # the catalog or mosaic root it was harvested from
+    Column("updated", Instant, nullable=False),
+    UniqueConstraint("collection", "id"),
+    Index("ix_items_newest", text("end_datetime DESC"), "collection", "id"),
+    Index("ix_items_source", "source"),
+)
+
+# On SQLite only, made by the first migration: the boxes of an item's footprint, with time as the
+# third dimension in days since 2000, since R*Tree keeps 32-bit floats (rounded outwards, so that
+# it never misses). `id` is 2 x the item's key, and one more for the second box of an item that
+# crosses the antimeridian.
+items_rtree = Table(
+    "items_rtree",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    *(Column(name, Float) for name in ("west", "east", "south", "north", "start", "end")),
+)
+
+harvests = Table(
+    "harvests",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("started", Instant, nullable=False),
+    Column("finished", Instant),
+    Column("report", Text),  # JSON of indexer.harvest.Report
+    Column("error", Text),
+)
+
+subsets = Table(
+    "subsets",
+    metadata,
+    Column("id", Text, primary_key=True),  # also the item's id in the collection `subsets`
+    Column("request_key", Text, nullable=False, unique=True),
+    Column("request", Text, nullable=False),  # canonical JSON
+    Column("generation", Text, nullable=False),  # the folder that readers are sent to
+    Column("sources", Text, nullable=False),  # JSON: [{id, href, etag}]
+    Column("size", BigInteger, nullable=False),  # bytes on disk
+    Column("stale", Boolean, nullable=False, default=False),
+    Column("created", Instant, nullable=False),
+    Column("last_used", Instant, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("request_key", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("status", Text, nullable=False),  # OGC API - Processes: accepted, running, ...
+    Column("message", Text, nullable=False, default=""),
+    Column("progress", Integer, nullable=False, default=0),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("owner", Text),
+    Column("lease_expires", Instant),
+    Column("created", Instant, nullable=False),
+    Column("started", Instant),
+    Column("finished", Instant),
+    Column("updated", Instant, nullable=False),
+    Column("subset", Text),
+    # At most one living job for a request: whoever asks second gets the first one's job.
+    Index(
+        "uq_jobs_living",
+        "request_key",
+        unique=True,
+        sqlite_where=text("status IN ('accepted', 'running')"),
+        postgresql_where=text("status IN ('accepted', 'running')"),
+    ),
+    Index("ix_jobs_queue", "status", "created"),
+)
+
+job_tiles = Table(
+    "job_tiles",
+    metadata,
+    Column("job", Text, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("tile", Integer, primary_key=True),
+    Column("manifest", Text, nullable=False),  # JSON: what the finished tile counted and wrote
+)

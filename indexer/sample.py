@@ -1,0 +1,390 @@
+"""A small, openly synthetic ITS_LIVE, laid out like the bucket ``its-live-data``.
+
+What the demo, the tests and the benchmarks read, over loopback HTTP
+(:mod:`firnline.indexer.mirror`) or from disk. The formats are those of the real thing, traps
+included; the ice is :class:`firnline.indexer.flow.FlowField`, so every answer is known. Every file
+says that it is synthetic.
+
+Which pixels of a cube are wanted decides what is written: :func:`write_mirror` makes four small
+adjacent cubes of EPSG:3413, one of EPSG:32622 over them, and the mosaics; :func:`write_scale_cubes`
+makes two cubes of the real size, of which only the chunks of one area exist on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyproj import Transformer
+
+from firnline.errors import InputError
+from firnline.indexer.flow import FlowField
+from firnline.indexer.sample_cube import (
+    SPACING,
+    SYNTHETIC,
+    VARIABLES,
+    Bounds,
+    CubeContent,
+    CubeSpec,
+    write_cube,
+)
+from firnline.indexer.sample_mosaics import REGION, write_mosaics
+from firnline.indexer.sample_pairs import PairMaker, Pairs, join
+from firnline.indexer.sample_zarr import SPACE_CHUNK
+
+CATALOG_PATH = "datacubes/catalog_v02.json"
+MOSAIC_PATH = "velocity_mosaic"
+YEARS = (2018, 2019, 2020)
+CUBES = ("nw", "ne", "sw", "se", "utm")
+CENTRE = (-170_000.0, -2_280_000.0)
+"""The corner in EPSG:3413 that the four cubes share."""
+UTM = 32622
+ABSENT = ((2, 3), (2, 4))
+"""Columns of chunks (row, column) that do not exist in the cube ``se``."""
+
+
+@dataclass(frozen=True)
+class CubeRecord:
+    """A cube of the sample."""
+
+    name: str
+    """Stem of the zarr: the id of its item."""
+    epsg: int
+    bounds: Bounds
+    """left, bottom, right, top of the tile in the cube's CRS."""
+    path: str
+    """Path below the root."""
+    shape: tuple[int, int, int]
+    """(mid_date, y, x)."""
+    granules: tuple[str, ...] = field(repr=False)
+    """Basenames of the granules in the cube's order."""
+    absent: tuple[tuple[int, int], ...] = ()
+    """Chunk rows and columns whose 3-D chunks are missing on disk, on purpose."""
+
+    @property
+    def pairs(self) -> int:
+        """Number of image pairs."""
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """What was written, and the answers to it."""
+
+    root: Path
+    base_url: str
+    catalog: Path
+    """The catalog's file; its URL is :attr:`catalog_url`."""
+    cubes: tuple[CubeRecord, ...]
+    flow: FlowField
+    aoi: Bounds
+    """left, bottom, right, top in EPSG:3413 of an area that straddles cubes."""
+    region: str | None
+    """RGI region of the mosaics; None without mosaics."""
+    years: tuple[int, ...]
+    shared: frozenset[str] = field(repr=False)
+    """Granules that lie in more than one cube."""
+
+    @property
+    def catalog_url(self) -> str:
+        """URL of the catalog below the base URL."""
+        return f"{self.base_url}/{CATALOG_PATH}"
+
+    @property
+    def mosaic_root(self) -> str:
+        """URL of the mosaics below the base URL."""
+        return f"{self.base_url}/{MOSAIC_PATH}"
+
+    def url(self, cube: CubeRecord) -> str:
+        """URL of a cube, as the catalog has it."""
+        return f"{self.base_url}/{cube.path}"
+
+
+def write_mirror(
+    root: Path,
+    base_url: str,
+    *,
+    pairs: int = 240,
+    tile: float = 10_000.0,
+    start: str = "2017-01-01",
+    end: str = "2020-12-31",
+    seed: int = 0,
+    noise: float = 1.0,
+    missing: float = 0.7,
+    cubes: Sequence[str] = CUBES,
+    mosaics: bool = True,
+) -> Mirror:
+    """Write the sample: catalog, cubes and mosaics.
+
+    Parameters
+    ----------
+    root : Path
+        The directory that stands for the bucket; what the sample writes is replaced.
+    base_url : str
+        URL that `root` is or will be served under; the catalog's URLs begin with it.
+    pairs : int
+        Image pairs a cube, at least 16. Half are shared with the neighbours to the east or west,
+        three eighths with all four; the cube of EPSG:32622 shares none.
+    tile : float
+        Side of a cube in metres. Where it is no multiple of 120, the widths alternate.
+    start, end : str
+        ISO dates that all images lie between.
+    seed : int
+        The same arguments make the same bytes.
+    noise : float
+        Standard deviation of the noise over the error that a pair reports; 0 leaves rounding.
+    missing : float
+        Mean share of pixels without data, below 1.
+    cubes : sequence of str
+        Which of ``nw, ne, sw, se, utm`` to write.
+    mosaics : bool
+        Whether to write the mosaics.
+
+    Returns
+    -------
+    Mirror
+
+    Raises
+    ------
+    InputError
+        An argument is out of its range.
+    """
+    _check(pairs, missing, noise)
+    if not cubes or not set(cubes) <= set(CUBES):
+        raise InputError(
+            f"cubes must be among {', '.join(CUBES)}, not {', '.join(cubes) or 'none'}"
+        )
+    x, y = CENTRE
+    flow = FlowField(origin=CENTRE)
+    whole = (x - tile, y - tile, x + tile, y + tile)
+    tiles = {
+        "nw": (x - tile, y, x, y + tile),
+        "ne": (x, y, x + tile, y + tile),
+        "sw": (x - tile, y - tile, x, y),
+        "se": (x, y - tile, x + tile, y),
+    }
+    specs = {name: _spec(3413, bounds) for name, bounds in tiles.items()}
+    ux, uy = Transformer.from_crs(3413, UTM, always_xy=True).transform(x, y)
+    left, bottom = np.floor(ux / tile) * tile, np.floor(uy / tile) * tile
+    over = (float(left), float(bottom), float(left + tile), float(bottom + tile))
+    specs["utm"] = _spec(UTM, over)
+
+    maker = PairMaker(np.random.default_rng((seed, 7)), base_url, start, end, missing)
+    everywhere = maker.make(3 * pairs // 8, "22W", whole)
+    rows = {k: maker.make(pairs // 2 - 3 * pairs // 8, "22W", whole) for k in "ns"}
+    own = pairs - pairs // 2
+    filled: dict[str, Pairs] = {}
+    twinned: Pairs | None = None
+    for name in tiles:
+        fresh = maker.make(own, "22W", whole)
+        if twinned is not None:
+            # Some instants of a neighbour, as other granules: equal mid_date, not the same pair.
+            twins = maker.twins(twinned, max(1, own // 20), "22W", whole)
+            fresh = join([fresh.take(np.arange(own - len(twins))), twins])
+        filled[name] = join([everywhere, rows[name[0]], fresh])
+        twinned = fresh
+    filled["utm"] = maker.make(pairs, "22W", over)
+
+    base_url = base_url.rstrip("/")
+    records = []
+    for number, name in enumerate(CUBES):
+        if name not in cubes:
+            continue
+        order = np.random.default_rng((seed, 11, number)).permutation(len(filled[name]))
+        absent = ABSENT if name == "se" else ()
+        content = CubeContent(
+            pairs=filled[name].take(order),
+            flow=flow,
+            noise=noise,
+            seed=(seed, number),
+            absent=frozenset(absent),
+        )
+        write_cube(root, specs[name], content, base_url)
+        records.append(_record(specs[name], content.pairs, absent))
+    if mosaics:
+        extent = _spec(3413, whole)
+        write_mosaics(root, flow, extent.x, extent.y, YEARS)
+    reach = 0.42 * tile
+    return _finish(
+        root, base_url, records, flow, (x - reach, y - reach, x + reach, y + reach), mosaics
+    )
+
+
+def write_scale_cubes(
+    root: Path,
+    base_url: str,
+    *,
+    pairs: int = 8_000,
+    window: tuple[int, int] = (80, 100),
+    start: str = "2014-01-01",
+    end: str = "2023-12-31",
+    seed: int = 0,
+    noise: float = 1.0,
+    missing: float = 0.66,
+    variables: Sequence[str] = ("vx", "vy", "v_error"),
+) -> Mirror:
+    """Write two adjacent cubes of the real size, for benchmarks.
+
+    The tiles are 100 km wide (833 or 834 pixels); of the 3-D variables only the chunks that an
+    area across the common edge touches exist, so they need little disk. All per-pair variables
+    are there. No mosaics.
+
+    Parameters
+    ----------
+    root, base_url, start, end, seed, noise, missing
+        As for :func:`write_mirror`.
+    pairs : int
+        Image pairs a cube; half of them lie in both.
+    window : tuple of int
+        Rows and columns of the area, in pixels of 120 m; :attr:`Mirror.aoi` has its bounds.
+    variables : sequence of str
+        3-D variables to write.
+
+    Returns
+    -------
+    Mirror
+
+    Raises
+    ------
+    InputError
+        An argument is out of its range.
+    """
+    _check(pairs, missing, noise)
+    if not set(variables) <= set(VARIABLES):
+        raise InputError(f"variables must be among {', '.join(VARIABLES)}")
+    specs = [
+        _spec(3413, (-300_000.0, -2_300_000.0, -200_000.0, -2_200_000.0)),
+        _spec(3413, (-200_000.0, -2_300_000.0, -100_000.0, -2_200_000.0)),
+    ]
+    height, width = window
+    if not (0 < height <= 800 and 0 < width <= 800):
+        raise InputError(f"window must be 1 to 800 pixels a side, not {window}")
+    # The area's edges lie on pixel edges: half of its columns in each cube.
+    left = float(specs[1].x[0]) - SPACING / 2 - (width // 2) * SPACING
+    top = float(specs[0].y[400]) + SPACING / 2
+    aoi = (left, top - height * SPACING, left + width * SPACING, top)
+    flow = FlowField(origin=((aoi[0] + aoi[2]) / 2, (aoi[1] + aoi[3]) / 2))
+    maker = PairMaker(np.random.default_rng((seed, 7)), base_url, start, end, missing)
+    common = maker.make(pairs // 2, "22W", aoi)
+    base_url = base_url.rstrip("/")
+    records = []
+    for number, spec in enumerate(specs):
+        mixed = join([common, maker.make(pairs - pairs // 2, "22W", aoi)])
+        order = np.random.default_rng((seed, 11, number)).permutation(pairs)
+        rows = np.flatnonzero((spec.y > aoi[1]) & (spec.y < aoi[3])) // SPACE_CHUNK
+        cols = np.flatnonzero((spec.x > aoi[0]) & (spec.x < aoi[2])) // SPACE_CHUNK
+        content = CubeContent(
+            pairs=mixed.take(order),
+            flow=flow,
+            noise=noise,
+            seed=(seed, number),
+            variables=tuple(variables),
+            only=frozenset((int(i), int(j)) for i in set(rows) for j in set(cols)),
+        )
+        write_cube(root, spec, content, base_url)
+        records.append(_record(spec, content.pairs, ()))
+    return _finish(root, base_url, records, flow, aoi, mosaics=False)
+
+
+def _check(pairs: int, missing: float, noise: float) -> None:
+    if pairs < 16:
+        raise InputError(f"pairs must be at least 16, not {pairs}")
+    if not 0.0 <= missing < 1.0:
+        raise InputError(f"missing must be at least 0 and below 1, not {missing}")
+    if noise < 0.0:
+        raise InputError(f"noise must not be negative, not {noise}")
+
+
+def _spec(epsg: int, bounds: Bounds) -> CubeSpec:
+    left, bottom, right, top = bounds
+    x, y = (left + right) / 2, (bottom + top) / 2
+    lon, lat = Transformer.from_crs(epsg, 4326, always_xy=True).transform(x, y)
+    # The bucket's folders are bins of ten degrees, cut toward zero.
+    folder = (
+        f"{'N' if lat >= 0 else 'S'}{int(abs(lat) / 10) * 10:02d}"
+        f"{'E' if lon >= 0 else 'W'}{int(abs(lon) / 10) * 10:03d}"
+    )
+    name = f"ITS_LIVE_vel_EPSG{epsg}_G0120_X{x:.0f}_Y{y:.0f}.zarr"
+    return CubeSpec(epsg, bounds, f"datacubes/v2/{folder}/{name}")
+
+
+def _record(spec: CubeSpec, pairs: Pairs, absent: tuple[tuple[int, int], ...]) -> CubeRecord:
+    return CubeRecord(
+        name=Path(spec.path).stem,
+        epsg=spec.epsg,
+        bounds=spec.bounds,
+        path=spec.path,
+        shape=(len(pairs), len(spec.y), len(spec.x)),
+        granules=tuple(str(g) for g in pairs.granule),
+        absent=absent,
+    )
+
+
+def _finish(
+    root: Path,
+    base_url: str,
+    records: list[CubeRecord],
+    flow: FlowField,
+    aoi: Bounds,
+    mosaics: bool,
+) -> Mirror:
+    seen: set[str] = set()
+    shared: set[str] = set()
+    for record in records:
+        shared |= seen.intersection(record.granules)
+        seen.update(record.granules)
+    catalog = root / CATALOG_PATH
+    catalog.parent.mkdir(parents=True, exist_ok=True)
+    features = [
+        _feature(_spec(record.epsg, record.bounds), base_url, record.pairs, coverage)
+        for record, coverage in zip(records, cycle((100.24, 99.1, 97.35, 88.02, 41.7)))
+    ]
+    # A tile that is planned and has no cube: to be skipped.
+    left, bottom, right, top = records[0].bounds
+    unmade = _spec(records[0].epsg, (2 * left - right, bottom, left, top))
+    features.append(_feature(unmade, base_url, 0, 0.5))
+    document = {
+        "type": "FeatureCollection",
+        "name": "catalog_v02",
+        "synthetic": True,
+        "description": SYNTHETIC,
+        "features": features,
+    }
+    catalog.write_text(json.dumps(document, indent=1))
+    return Mirror(
+        root=root,
+        base_url=base_url,
+        catalog=catalog,
+        cubes=tuple(records),
+        flow=flow,
+        aoi=aoi,
+        region=REGION if mosaics else None,
+        years=YEARS if mosaics else (),
+        shared=frozenset(shared),
+    )
+
+
+def _feature(spec: CubeSpec, base_url: str, count: int, coverage: float) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "properties": {
+            "fill-opacity": 1.0 - coverage / 100.0,  # negative where the coverage is above 100
+            "fill": "red",
+            "roi_percent_coverage": coverage,
+            "geometry_epsg": {"type": "Polygon", "coordinates": [spec.ring]},
+            "datacube_exist": int(count > 0),
+            "zarr_url": f"{base_url}/{spec.path}",
+            "epsg": spec.epsg,
+            # Stale, as in the real one: the cube has grown since.
+            "granule_count": count - count // 28,
+            "FULL_NAME": "Greenland Periphery",
+            "RGI_CODE": 5,
+            "composite_zarr_url": "",
+        },
+        "geometry": {"type": "Polygon", "coordinates": [spec.lonlat_ring]},
+    }

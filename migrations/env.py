@@ -1,0 +1,22 @@
+"""Alembic's entry: runs revisions on the connection that ``firnline.database.migrate`` opened."""
+
+from alembic import context
+
+from firnline.tables import metadata
+
+
+def _is_ours(name: str | None, type_: str, parents: object) -> bool:
+    """Leave SQLite's R*Tree (and its shadow tables) and PostGIS's own table to themselves."""
+    return not (
+        type_ == "table" and name and (name.startswith("items_rtree") or name == "spatial_ref_sys")
+    )
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    include_name=_is_ours,
+    compare_type=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
