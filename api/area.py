@@ -8,13 +8,15 @@ from anybody.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import shapely
-from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon
+from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, affinity
 from shapely.geometry.base import BaseGeometry
 
 from firnline.errors import BBoxError, GeometryError, TooLargeError
@@ -132,10 +134,11 @@ def _rectangle(box: Box) -> BaseGeometry:
 
 def _collected(parts: Sequence[BaseGeometry]) -> BaseGeometry:
     """The parts as one. No union is made: that of a few thousand slivers would take minutes."""
-    if all(part.geom_type == "Polygon" for part in parts):
-        polygons = MultiPolygon(parts)
-        if polygons.is_valid:  # parts that overlap count twice where GEOS asks 'inside?'
-            return polygons
+    polygons = [part for part in parts if isinstance(part, Polygon)]
+    if len(polygons) == len(parts):
+        whole = MultiPolygon(polygons)
+        if whole.is_valid:  # parts that overlap count twice where GEOS asks 'inside?'
+            return whole
     return GeometryCollection(parts)
 
 
@@ -217,11 +220,11 @@ def _coordinates(value: object, depth: int, left: list[int]) -> tuple[object, ..
 
 def _shapes(kind: str, coordinates: object) -> list[BaseGeometry]:
     if kind == "Point":
-        (lon, lat) = coordinates  # type: ignore[misc]
+        lon, lat = cast("Position", coordinates)
         return [Point(lon - 360 * math.ceil((lon - 180) / 360) if abs(lon) > 180 else lon, lat)]
     if kind == "LineString":
-        return _line(coordinates)  # type: ignore[arg-type]
-    return _polygon(coordinates)  # type: ignore[arg-type]
+        return _line(cast("Sequence[Position]", coordinates))
+    return _polygon(cast("Sequence[Sequence[Position]]", coordinates))
 
 
 def _line(positions: Sequence[Position]) -> list[BaseGeometry]:
@@ -290,7 +293,7 @@ def _is_wide_box(ring: Sequence[Position]) -> bool:
     is how RFC 7946, 3.1.6 winds an outer ring.
     """
     lons, lats = {lon for lon, _ in ring}, {lat for _, lat in ring}
-    straight = all(a[0] == b[0] or a[1] == b[1] for a, b in zip(ring, ring[1:], strict=False))
+    straight = all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(ring))
     if not (len(ring) == 5 and len(lons) == len(lats) == 2 and straight):
         return False
     if max(lons) > 180 or min(lons) < -180:
@@ -316,11 +319,7 @@ def _turns(shape: BaseGeometry) -> Iterator[BaseGeometry]:
     west, _, east, _ = shape.bounds
     first, last = math.ceil((west - 180) / 360), math.floor((east + 180) / 360)
     for turn in range(first, last + 1):
-        yield (
-            shapely.transform(shape, lambda at, turn=turn: at - [360.0 * turn, 0.0])
-            if turn
-            else shape
-        )
+        yield affinity.translate(shape, xoff=-360.0 * turn) if turn else shape
 
 
 def _cut(polygon: Polygon) -> BaseGeometry:

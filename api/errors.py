@@ -110,8 +110,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and detail == "Not Found":  # the router's own words
         detail = f"there is nothing at {request.url.path[:200]}"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        detail = f"{request.method[:20]} is not possible here; accepted: {allowed}"
+        detail = f"{request.method[:20]} is not possible at {request.url.path[:200]}"
     return problem(error.status_code, detail, request.url.path, headers=error.headers)
 
 

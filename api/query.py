@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 from sqlalchemy import Boolean, ColumnElement, Select, func, literal, or_, select, tuple_, union_all
 from sqlalchemy.sql.selectable import FromClause
@@ -27,7 +27,7 @@ DEFAULT_LIMIT = 10
 MAX_LIMIT = 10_000
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970: items_rtree counts days from there
 _DAY = 86_400_000_000
-_Row = TypeVar("_Row", bound=tuple[Any, ...])
+Rows: TypeAlias = "Select[*tuple[Any, ...]]"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Search:
         return hashlib.blake2b(repr(words).encode() + area, digest_size=16).digest()
 
 
-def page(search: Search, dialect: str) -> Select[tuple[str, str, datetime, bytes, int]]:
+def page(search: Search, dialect: str) -> Rows:
     """One row more than the page, if there is one: collection, id, end, content, matched.
 
     With an area, the number of all matches comes along, so that the exact predicate runs once for
@@ -93,17 +93,17 @@ def page(search: Search, dialect: str) -> Select[tuple[str, str, datetime, bytes
     return _newest(rows.join(chosen, chosen.c.key == items.c.key), items, search.limit)
 
 
-def count(search: Search, dialect: str) -> Select[tuple[int]]:
+def count(search: Search, dialect: str) -> Select[int]:
     """The number of all matches, whatever the page."""
     return select(func.count()).select_from(items).where(*_conditions(search, dialect))
 
 
-def _found(search: Search, dialect: str) -> Select[tuple[int, datetime, str, str]]:
+def _found(search: Search, dialect: str) -> Rows:
     order = (items.c.key, items.c.end_datetime, items.c.collection, items.c.id)
     return select(*order).where(*_conditions(search, dialect))
 
 
-def _newest(rows: Select[_Row], source: FromClause, limit: int) -> Select[_Row]:
+def _newest(rows: Rows, source: FromClause, limit: int) -> Rows:
     order = (source.c.end_datetime.desc(), source.c.collection, source.c.id)
     return rows.order_by(*order).limit(limit + 1)
 
@@ -136,7 +136,7 @@ def _conditions(search: Search, dialect: str) -> list[ColumnElement[bool]]:
 
 
 def _meets(area: Area, search: Search, dialect: str) -> list[ColumnElement[bool]]:
-    exact = func.ST_Intersects(
+    exact: ColumnElement[bool] = func.ST_Intersects(
         items.c.footprint, literal(area.wkb, Footprint()), type_=Boolean()
     )
     if dialect != "sqlite":
@@ -156,7 +156,7 @@ def _meets(area: Area, search: Search, dialect: str) -> list[ColumnElement[bool]
     return [items.c.key.in_(_keys(near)), exact]
 
 
-def _keys(boxes: Sequence[Sequence[ColumnElement[bool]]]) -> Select[tuple[int]]:
+def _keys(boxes: Sequence[Sequence[ColumnElement[bool]]]) -> Select[Any]:
     """Keys of the items with a box in the R*Tree that meets any of the sets of conditions.
 
     A UNION, since an OR of boxes would make SQLite read the whole tree.
@@ -178,4 +178,3 @@ def _in_time(search: Search) -> list[ColumnElement[bool]]:
 
 def _days(instant: datetime) -> float:
     return (to_microseconds(instant) - _YEAR_2000) / _DAY
-

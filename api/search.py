@@ -66,7 +66,7 @@ _INTERSECTS = Query(
 
 
 @attr.s
-class SearchParameters(APIRequest):  # type: ignore[misc]
+class SearchParameters(APIRequest):
     """Query of GET /search (STAC API - Item Search)."""
 
     collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
@@ -79,11 +79,17 @@ class SearchParameters(APIRequest):  # type: ignore[misc]
 
 
 @attr.s
-class ItemsParameters(APIRequest):  # type: ignore[misc]
-    """Path and query of GET /collections/{collection_id}/items (OGC API - Features, 7.15)."""
+class ItemsParameters(APIRequest):
+    """Path and query of GET /collections/{collection_id}/items (OGC API - Features, 7.15).
+
+    Those of a search are taken as well: pystac-client sends `collections` here too.
+    """
 
     collection_id: Annotated[str, Path(description="Collection id")] = attr.ib()
+    collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
+    ids: Annotated[str | None, _IDS] = attr.ib(default=None)
     bbox: Annotated[str | None, _BBOX] = attr.ib(default=None)
+    intersects: Annotated[str | None, _INTERSECTS] = attr.ib(default=None)
     datetime: Annotated[str | None, _DATETIME] = attr.ib(default=None)
     limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
     token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
@@ -108,8 +114,11 @@ class SearchBody(BaseModel):
 
 
 @attr.s
-class CatalogClient(BaseCoreClient):  # type: ignore[misc]
+class CatalogClient(BaseCoreClient):
     """Answers the STAC routes from the database; runs in stac-fastapi's thread pool.
+
+    Its methods return replies where the base class is annotated with models (stac-fastapi 7 takes
+    both), and get the parameters as they were sent, to name them in errors.
 
     Every method takes the `request` that it answers among its keywords, and raises
     :class:`firnline.errors.FirnlineError` where it can't.
@@ -122,7 +131,7 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
     def __attrs_post_init__(self) -> None:
         self.key = paging.key_for(self.settings.database)
 
-    def landing_page(self, **kwargs: Any) -> Response:
+    def landing_page(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /: a STAC catalog with the links that clients start from (STAC API - Core)."""
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
@@ -162,11 +171,11 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
         }
         return JSONBytes(orjson.dumps(page))
 
-    def conformance(self, **kwargs: Any) -> Response:
+    def conformance(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /conformance."""
         return JSONBytes(orjson.dumps({"conformsTo": self.conformance_classes()}))
 
-    def all_collections(self, **kwargs: Any) -> Response:
+    def all_collections(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /collections."""
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
@@ -178,7 +187,9 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
         body = b'{"collections":[' + each + b'],"links":' + orjson.dumps(links) + b"}"
         return JSONBytes(base.resolve(body))
 
-    def get_collection(self, collection_id: str, **kwargs: Any) -> Response:
+    def get_collection(  # type: ignore[override]
+        self, collection_id: str, **kwargs: Any
+    ) -> Response:
         """GET /collections/{collection_id}."""
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
@@ -191,7 +202,9 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
             raise _no_collection(collection_id)
         return JSONBytes(base.resolve(base.with_collection_links(content, collection_id)))
 
-    def get_item(self, item_id: str, collection_id: str, **kwargs: Any) -> Response:
+    def get_item(  # type: ignore[override]
+        self, item_id: str, collection_id: str, **kwargs: Any
+    ) -> Response:
         """GET /collections/{collection_id}/items/{item_id}."""
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
@@ -203,10 +216,13 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
         item = base.with_item_links(content, collection_id, item_id)
         return JSONBytes(base.resolve(item), media_type=GEOJSON)
 
-    def item_collection(
+    def item_collection(  # type: ignore[override]
         self,
         collection_id: str,
+        collections: str | None = None,
+        ids: str | None = None,
         bbox: str | None = None,
+        intersects: str | None = None,
         datetime: str | None = None,
         limit: int = query.DEFAULT_LIMIT,
         token: str | None = None,
@@ -215,8 +231,17 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
         """GET /collections/{collection_id}/items."""
         request: Request = kwargs["request"]
         _check_query(request, ItemsParameters)
+        if collections and collection_id not in collections.split(","):
+            raise InputError(f"collections: these are the items of {collection_id[:100]!r} only")
         base = self._base(request)
-        search = _search([_stored_text(collection_id)], None, _numbers(bbox), None, datetime, limit)
+        search = _search(
+            [_stored_text(collection_id)],
+            _words(ids),
+            _numbers(bbox),
+            _geojson(intersects),
+            datetime,
+            limit,
+        )
         here = base.collection(collection_id)
         links: list[Link] = [
             {"rel": "collection", "type": JSON, "href": here},
@@ -224,7 +249,7 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
         ]
         return self._page(request, base, search, token, f"{here}/items", links)
 
-    def get_search(
+    def get_search(  # type: ignore[override]
         self,
         collections: str | None = None,
         ids: str | None = None,
@@ -242,14 +267,16 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
             _words(collections),
             _words(ids),
             _numbers(bbox),
-            None if intersects is None else _geojson(intersects),
+            _geojson(intersects),
             datetime,
             limit,
         )
         base = self._base(request)
         return self._page(request, base, search, token, f"{base.url}/search")
 
-    def post_search(self, search_request: SearchBody, **kwargs: Any) -> Response:
+    def post_search(  # type: ignore[override]
+        self, search_request: SearchBody, **kwargs: Any
+    ) -> Response:
         """POST /search."""
         request: Request = kwargs["request"]
         asked = search_request
@@ -258,9 +285,7 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
             asked.collections, asked.ids, asked.bbox, asked.intersects, asked.datetime, limit
         )
         base = self._base(request)
-        return self._page(
-            request, base, search, asked.token, f"{base.url}/search", body=asked
-        )
+        return self._page(request, base, search, asked.token, f"{base.url}/search", body=asked)
 
     def _base(self, request: Request) -> Base:
         return Base.of(request, self.settings.public_url)
@@ -295,7 +320,10 @@ class CatalogClient(BaseCoreClient):  # type: ignore[misc]
             base.with_item_links(content, collection, id)
             for collection, id, _, content, _ in rows[: search.limit]
         ]
-        links = [base.link("root"), _self_link(request, here, body), *links]
+        links = [base.link("root"), *links]
+        if body is None:
+            asked = f"?{request.url.query}" if request.url.query else ""
+            links.append({"rel": "self", "type": GEOJSON, "href": here + asked})
         if len(rows) > search.limit:
             collection, id, end, _, _ = rows[search.limit - 1]
             following = paging.encode(Cursor(end, collection, id), search, self.key)
@@ -348,9 +376,18 @@ def _texts(name: str, values: Sequence[str] | None) -> tuple[str, ...]:
         return ()
     if len(values) > _LONGEST_LIST:
         raise TooLargeError(f"{name} takes {_LONGEST_LIST:,} values at most")
-    if any("\0" in value for value in values):
-        raise InputError(f"{name}: the character NUL is in no id")
+    if any("\0" in value or not _is_unicode(value) for value in values):
+        raise InputError(f"{name}: an id is Unicode text without NUL")
     return tuple(dict.fromkeys(values))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no half of a surrogate pair, which JSON can spell and no database stores."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stored_text(id: str) -> str:
@@ -373,7 +410,9 @@ def _numbers(text: str | None) -> list[float] | None:
         ) from None
 
 
-def _geojson(text: str) -> Mapping[str, Any]:
+def _geojson(text: str | None) -> Mapping[str, Any] | None:
+    if text is None:
+        return None
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -401,20 +440,12 @@ def _check_query(request: Request, parameters: type[APIRequest]) -> None:
         seen.add(name)
 
 
-def _self_link(request: Request, here: str, body: SearchBody | None) -> Link:
-    asked = f"?{request.url.query}" if request.url.query else ""
-    link: Link = {"rel": "self", "type": GEOJSON, "href": here + asked}
-    if body is not None:
-        link |= {"method": "POST", "body": body.model_dump(exclude_unset=True)}
-    return link
-
-
 def _next_link(request: Request, here: str, token: str, body: SearchBody | None) -> Link:
     """The next page (STAC API - Item Search, Paging): for POST with the whole body, not merged."""
     link: Link = {"rel": "next", "type": GEOJSON}
     if body is not None:
-        asked = body.model_dump(exclude_unset=True)
-        return link | {"method": "POST", "href": here, "body": {**asked, "token": token}}
+        whole = {**body.model_dump(exclude_unset=True), "token": token}
+        return link | {"method": "POST", "href": here, "body": whole}
     asked = [
         (name, value)
         for name, value in parse_qsl(request.url.query, keep_blank_values=True)

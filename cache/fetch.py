@@ -8,11 +8,12 @@ downloaded once: its compressed bytes are kept until the last of them has it, wi
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ import numpy as np
 
 from firnline.cache.plan import Chunk, Plan, Tile
 from firnline.cache.stitch import scatter
+from firnline.cube import Array
 from firnline.errors import SourceCorruptError, SourceMissingError
+from firnline.source import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -73,6 +76,7 @@ class Fetcher:
         self._kept: dict[tuple[int, str], Buffer | None] = {}
         self._kept_bytes = 0
         self._uses = dict(plan.uses)
+        self._local = threading.local()  # each decoder's scratch, of one chunk
         self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
@@ -84,17 +88,17 @@ class Fetcher:
             pool.shutdown(wait=True, cancel_futures=True)
 
     @property
-    def executor(self) -> Executor:
-        """Where requests run."""
-        return self._requests
+    def processors(self) -> ThreadPoolExecutor:
+        """As many threads as there are processors: idle between two buffers."""
+        return self._decoders
 
     def tiles(
         self, work: Iterable[tuple[Tile, str]], stop: threading.Event | None = None
     ) -> Iterator[tuple[Tile, str, Raw]]:
         """For each (tile, variable), the stitched buffer ``(layer, y, x)``, in order.
 
-        Chunks of the next ones are requested while the caller works on a buffer; the buffer is
-        the caller's to keep.
+        Chunks of the next ones are requested while the caller works on a buffer. There is one
+        buffer: its content is the caller's until the next is asked for.
 
         Raises
         ------
@@ -104,9 +108,15 @@ class Fetcher:
         ahead = self._request_ahead(work)
         waiting: deque[tuple[Chunk, Future[Buffer | None]]] = deque()
         done = False
+        buffer = np.empty(0, np.uint8)
         for tile, variable in work:
             array = self._plan.array(variable)
-            target = np.full((self._plan.shape[0], *tile.shape), array.missing, array.dtype)
+            shape = (self._plan.shape[0], *tile.shape)
+            size = math.prod(shape) * array.dtype.itemsize
+            if size > buffer.size:
+                buffer = np.empty(size, np.uint8)
+            target = buffer[:size].view(array.dtype).reshape(shape)
+            target.fill(array.missing)
             decodes: list[Future[None]] = []
             for _ in self._plan.chunks(tile, variable):
                 while not done and len(waiting) < self._window:
@@ -170,8 +180,7 @@ class Fetcher:
         cube, place = plan.cubes[chunk.cube], plan.placements[chunk.cube]
         array = cube.layout.variable(variable)
         values = self._decode(cube.source, array, chunk.key, data)
-        first = chunk.index[0] * array.chunks[0]
-        layers = plan.layers.of_pair[chunk.cube][first : first + array.chunks[0]]
+        moves = plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
         owned = None
         if place.shared:
             row = place.row + chunk.index[1] * array.chunks[1]
@@ -181,14 +190,17 @@ class Fetcher:
                 row + rows.start : row + rows.stop, column + columns.start : column + columns.stop
             ]
             owned = owner == chunk.cube
-        scatter(target, values, layers, chunk.rows, chunk.columns, owned)
+        scatter(target, values, moves, chunk.rows, chunk.columns, owned)
         self.counts.add(chunks=1)
 
-    def _decode(self, source: Any, array: Any, key: str, data: Buffer) -> Raw:
+    def _decode(self, source: Source, array: Array, key: str, data: Buffer) -> Raw:
         """Decode; bytes that don't are fetched again, since it may be the transfer that broke."""
+        scratch = getattr(self._local, "scratch", None)
+        if scratch is None or (scratch.shape, scratch.dtype) != (array.chunks, array.dtype):
+            scratch = self._local.scratch = np.empty(array.chunks, array.dtype)
         for attempt in range(_TRIES):
             try:
-                values: Raw = array.decode(data)
+                values: Raw = array.decode(data, out=scratch)
                 return values
             except SourceCorruptError:
                 if attempt == _TRIES - 1:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -193,8 +194,8 @@ def _create(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
             "half_length_m": length,
             "scale_convention": SCALE_CONVENTION,
         }
-        fields = {name: ("f4", dict(about)) for name, about in FIELDS.items()}
-        store.create_fields(work / store.STRAIN, fields, attributes=attributes, **common)
+        rates = {name: ("f4", dict(about)) for name, about in FIELDS.items()}
+        store.create_fields(work / store.STRAIN, rates, attributes=attributes, **common)
 
 
 def _run_tiles(
@@ -214,32 +215,39 @@ def _run_tiles(
     weights = _weights(plan, spans)
     parts: dict[str, Composite] = {}
 
-    def finish(tile: Tile, variable: str, values: Raw) -> None:
-        if plan.request.pairs:
-            store.write(work / store.PAIRS, variable, tile, values)
-        if spans and variable in ("vx", "vy"):
-            parts[variable] = composite(values, _sigma(plan, variable), weights)
-        if variable == variables[-1]:
-            if spans:
-                _write_composite(work / store.COMPOSITE, tile, parts.pop("vx"), parts.pop("vy"))
-            jobs.checkpoint(engine, job, tile.index, {"rows": [tile.rows.start, tile.rows.stop]})
-
     fetcher = Fetcher(plan, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8)
-    # One tile is written while the next is fetched: two buffers at a time, not more.
-    with fetcher, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-        writing: Future[None] | None = None
+    with fetcher:
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order)):
             pulse.check()
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(finish, tile, variable, values)
-            share = (len(done) + (n + 1) / len(variables)) / len(plan.tiles)
+            if plan.request.pairs:
+                store.write(work / store.PAIRS, variable, tile, values, fetcher.processors)
+            if spans and variable in ("vx", "vy"):
+                parts[variable] = _composite(
+                    values, _sigma(plan, variable), weights, fetcher.processors
+                )
+            if variable == variables[-1]:
+                if spans:
+                    _write_composite(work / store.COMPOSITE, tile, parts.pop("vx"), parts.pop("vy"))
+                jobs.checkpoint(engine, job, tile.index, {"absent": fetcher.counts.absent})
+            tiles = len(done) + (n + 1) / len(variables)
             pulse.say(
-                round(90 * share), f"{len(done) + n // len(variables)} of {len(plan.tiles)} tiles"
+                round(90 * tiles / len(plan.tiles)), f"{int(tiles)} of {len(plan.tiles)} tiles"
             )
-        if writing is not None:
-            writing.result()
     return fetcher.counts
+
+
+def _composite(values: Raw, sigma: Raw, weights: Raw, processors: Executor) -> Composite:
+    """`composite` of the rows of a tile, in parallel: pixels know nothing of each other."""
+    rows = np.array_split(np.arange(values.shape[1]), min(4, values.shape[1]))
+    parts = list(
+        processors.map(lambda r: composite(values[:, r[0] : r[-1] + 1], sigma, weights), rows)
+    )
+    return Composite(
+        *(
+            np.concatenate([getattr(part, f.name) for part in parts], axis=1)
+            for f in fields(parts[0])
+        )
+    )
 
 
 def _weights(plan: Plan, spans: tuple[Period, ...]) -> Raw:
@@ -270,7 +278,7 @@ def _sigma(plan: Plan, variable: str) -> Raw:
 
 def _write_composite(path: Path, tile: Tile, x: Composite, y: Composite) -> None:
     v, v_error = speed(x.value, y.value, x.error, y.error)
-    fields = {
+    maps = {
         "v": v,
         "vx": x.value,
         "vy": y.value,
@@ -281,8 +289,8 @@ def _write_composite(path: Path, tile: Tile, x: Composite, y: Composite) -> None
         "count": np.minimum(x.count, y.count),
         "rejected": np.maximum(x.rejected, y.rejected),
     }
-    for name, values in fields.items():
-        store.write(path, name, tile, values)
+    for name, values in maps.items():
+        store.write_map(path, name, (slice(None), tile.rows, tile.columns), values)
 
 
 def _write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
@@ -304,4 +312,4 @@ def _write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
             vy_error=velocity["vy_error"][n],
         )
         for name, values in rates.items():
-            store.write_map(work / store.STRAIN, name, n, values)
+            store.write_map(work / store.STRAIN, name, (n, slice(None), slice(None)), values)

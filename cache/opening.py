@@ -77,3 +77,16 @@ def open_subset(
     if not path.exists():
         raise NotFoundError(f"the request asked for no {dataset}")
     return xr.open_zarr(path, chunks={}, decode_coords="all")
+
+
+def list_subsets(engine: Engine) -> list[dict[str, Any]]:
+    """Each subset's id, generation, bytes and dates (ISO 8601), last used first."""
+    names = ("id", "generation", "size", "stale", "created", "last_used")
+    with reading(engine) as connection:
+        rows = connection.execute(
+            select(*[subsets.c[name] for name in names]).order_by(subsets.c.last_used.desc())
+        ).mappings()
+        return [
+            {k: v.isoformat() if k in ("created", "last_used") else v for k, v in row.items()}
+            for row in rows
+        ]

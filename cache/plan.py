@@ -136,6 +136,20 @@ class Plan:
         """Chunks along time that hold a wanted pair."""
         return [int(t) for t in np.unique(np.flatnonzero(self.layers.of_pair[cube] >= 0) // size)]
 
+    def moves(self, cube: int, time: int, size: int) -> tuple[Raw, Raw]:
+        """Wanted pairs of a time chunk of `size`, and their layers, in the order of the layers."""
+        key = cube, time, size
+        if key not in self._moves:
+            layers = self.layers.of_pair[cube][time * size : (time + 1) * size]
+            pairs = np.flatnonzero(layers >= 0)
+            pairs = pairs[np.argsort(layers[pairs], kind="stable")]
+            self._moves[key] = pairs, layers[pairs].astype(np.intp)
+        return self._moves[key]
+
+    @cached_property
+    def _moves(self) -> dict[tuple[int, int, int], tuple[Raw, Raw]]:
+        return {}
+
     @cached_property
     def uses(self) -> Mapping[tuple[int, str], int]:
         """How many tiles need each source chunk, by (cube, key)."""

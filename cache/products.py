@@ -284,7 +284,8 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
     from firnline.cache.quicklook import write_quicklook
 
     speed = store.read(work / store.COMPOSITE, "v")
-    fullest = int(np.isfinite(speed).sum(axis=(1, 2)).argmax())
+    filled = np.isfinite(speed).sum(axis=(1, 2))
+    fullest = len(filled) - 1 - int(filled[::-1].argmax())  # the latest of them
     fields = {name: store.read(work / store.COMPOSITE, name)[fullest] for name in ("vx", "vy")}
     if plan.request.strain:
         for name in ("longitudinal", "e1", "e2", "theta"):

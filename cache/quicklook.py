@@ -38,8 +38,9 @@ _MAX_PIXELS = 1200  # more than a panel has on paper
 _ARROWS = 24  # along the longer side
 _CROSSES = 20
 # inches
-_LEFT, _RIGHT, _GAP, _TOP, _BOTTOM = 0.85, 0.3, 0.5, 1.2, 1.7
+_LEFT, _RIGHT, _GAP, _TOP, _BOTTOM = 0.85, 0.3, 0.5, 1.2, 1.8
 _LONG, _SHORT = 5.6, 2.9
+_NARROWEST = 6.4  # room for the title
 _NOTE_ROOM = 4.4  # a narrower panel has its note at the foot of the page
 
 
@@ -63,19 +64,21 @@ class _Map:
         return slice(step // 2, None, step), slice(step // 2, None, step)
 
     @property
-    def mark(self) -> float:
-        """Room of one mark out of one per unit of the longer side, in km."""
+    def side(self) -> float:
+        """Length of the longer side in km: divided by their number, the room of one mark."""
         west, east, south, north = self.extent
         return max(east - west, north - south)
 
 
-def figure_size(shape: tuple[int, int]) -> tuple[int, int]:
+def figure_size(shape: tuple[int, int], panels: int = 2) -> tuple[int, int]:
     """Give the size of the picture for a grid.
 
     Parameters
     ----------
     shape : tuple of int
         The grid's (y, x) pixels; they are square.
+    panels : int
+        2, or 1 for speed alone.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def figure_size(shape: tuple[int, int]) -> tuple[int, int]:
     """
     width, height = _panel(shape)
     return (
-        round((_LEFT + 2 * width + _GAP + _RIGHT) * DPI),
+        round(max(_NARROWEST, _LEFT + panels * (width + _GAP) - _GAP + _RIGHT) * DPI),
         round((_TOP + height + _BOTTOM) * DPI),
     )
 
@@ -101,17 +104,17 @@ def write_quicklook(
     *,
     vx: Floats,
     vy: Floats,
-    strain: Floats,
-    strain_name: str = "longitudinal",
     x: Floats,
     y: Floats,
     crs: Any,
     title: str,
     subtitle: str = "",
     credit: str = "",
+    longitudinal: Floats | None = None,
     e1: Floats | None = None,
     e2: Floats | None = None,
     theta: Floats | None = None,
+    effective: Floats | None = None,
 ) -> None:
     """Draw a PNG of two maps side by side: speed with arrows, strain rate with crosses.
 
@@ -121,24 +124,23 @@ def write_quicklook(
         Where; replaced when it exists. Its folder must exist.
     vx, vy : ndarray, shape (y, x)
         Velocity along +x and +y in m/year, missing as NaN.
-    strain : ndarray, shape (y, x)
-        The rate to show, in 1/year: ``longitudinal``, ``e1``, ``effective`` or another of
-        :data:`firnline.cache.strain.FIELDS`.
-    strain_name : str
-        Which one it is; it gives the label, and ``effective`` a scale that begins at 0.
     x, y : ndarray, shape (x,) and (y,)
         Coordinates of the pixels' centres in metres, rising or falling.
     crs : str, int or pyproj.CRS
         Named on the axes.
     title, subtitle, credit : str
         What, when and how, and from whom. Long ones are broken into lines.
-    e1, e2, theta : ndarray, shape (y, x), optional
-        Principal rates in 1/year and the direction of e1 in radian: all three draw crosses.
+    longitudinal, e1, effective : ndarray, shape (y, x), optional
+        Strain rates in 1/year: the first that is given, in this order, is the second map.
+        Without any there is one map.
+    e2, theta : ndarray, shape (y, x), optional
+        The lesser principal rate in 1/year and the direction of e1 in radian: with e1 they draw
+        crosses on the second map.
 
     Raises
     ------
     InputError
-        When shapes do not fit, or the name is unknown.
+        When shapes do not fit.
     CRSError
         When the CRS can't be read.
     StoreError
@@ -155,45 +157,47 @@ def write_quicklook(
     from matplotlib.figure import Figure
 
     shape = np.shape(vx)
-    fields = {"vy": vy, "strain": strain, "e1": e1, "e2": e2, "theta": theta}
-    for name, field in fields.items():
+    rates = {"longitudinal": longitudinal, "e1": e1, "effective": effective}
+    for name, field in {"vy": vy, "e2": e2, "theta": theta, **rates}.items():
         if field is not None and np.shape(field) != shape:
             raise InputError(f"{name} {np.shape(field)}: accepted is the shape of vx, {shape}")
     if len(shape) != 2 or (np.size(y), np.size(x)) != shape or min(shape) < 2:
         raise InputError(
             f"vx {shape} with {np.size(y)} y and {np.size(x)} x: accepted is (y, x), 2 or more each"
         )
-    if strain_name not in FIELDS:
-        raise InputError(f"unknown field {strain_name}: accepted are {', '.join(FIELDS)}")
     code = _crs_name(crs)
     grid = _grid(np.asarray(x, np.float64), np.asarray(y, np.float64))
     u, v = grid.cut(vx), grid.cut(vy)
 
-    width, height = _panel((shape[0], shape[1]))
-    pixels = figure_size((shape[0], shape[1]))
+    name, strain = next(((n, f) for n, f in rates.items() if f is not None), ("", None))
+    panels = 1 if strain is None else 2
+
+    room = width, height = _panel((shape[0], shape[1]))
+    pixels = figure_size((shape[0], shape[1]), panels)
     inches = (pixels[0] / DPI, pixels[1] / DPI)
     figure = Figure(figsize=inches, dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def place(left: float, bottom: float, w: float, h: float) -> Axes:
-        return figure.add_axes((left / inches[0], bottom / inches[1], w / inches[0], h / inches[1]))
+    def place(panel: int, bottom: float, high: float) -> Axes:
+        left = _LEFT + panel * (width + _GAP)
+        return figure.add_axes(
+            (left / inches[0], bottom / inches[1], width / inches[0], high / inches[1])
+        )
 
-    lefts = (_LEFT, _LEFT + width + _GAP)
-    speed_axes, strain_axes = (place(left, _BOTTOM, width, height) for left in lefts)
-    bars = [place(left, _BOTTOM - 0.86, width, 0.16) for left in lefts]
+    speed_axes = place(0, _BOTTOM, height)
     with np.errstate(invalid="ignore"):
-        speed_image, speed_note = _draw_speed(speed_axes, grid, u, v)
-    _bar(figure, speed_image, bars[0], "speed (m/year)")
-    strain_image = _draw_strain(strain_axes, grid, grid.cut(strain), strain_name)
-    attributes = FIELDS[strain_name]
-    unit = "1/year" if attributes["units"] == "year-1" else attributes["units"]
-    _bar(figure, strain_image, bars[1], f"{attributes['long_name']} ({unit})")
-    strain_note = ""
-    if e1 is not None and e2 is not None and theta is not None:
-        strain_note = _draw_crosses(strain_axes, grid, grid.cut(e1), grid.cut(e2), grid.cut(theta))
-    room = width, height
+        image, speed_note = _draw_speed(speed_axes, grid, u, v)
+    _bar(figure, image, place(0, _BOTTOM - 0.86, 0.16), "speed (m/year)")
     _dress(speed_axes, grid, room, "Speed", speed_note, code, first=True)
-    _dress(strain_axes, grid, room, "Strain rate", strain_note, code, first=False)
+    strain_note = ""
+    if strain is not None:
+        axes = place(1, _BOTTOM, height)
+        image = _draw_strain(axes, grid, grid.cut(strain), name)
+        label = f"{FIELDS[name]['long_name']} (1/year)"
+        _bar(figure, image, place(1, _BOTTOM - 0.86, 0.16), label)
+        if e1 is not None and e2 is not None and theta is not None:
+            strain_note = _draw_crosses(axes, grid, grid.cut(e1), grid.cut(e2), grid.cut(theta))
+        _dress(axes, grid, room, "Strain rate", strain_note, code, first=False)
     _scale_bar(speed_axes, grid)
     notes = [] if width >= _NOTE_ROOM else [speed_note, strain_note]
     foot = "  ·  ".join(text for text in (credit, *notes, "grey: no data") if text)
@@ -283,7 +287,7 @@ def _draw_speed(axes: Axes, grid: _Map, u: Floats, v: Floats) -> tuple[AxesImage
         return image, ""
     gx, gy = (a[moving] for a in np.meshgrid(grid.x[columns], grid.y[rows]))
     length = 0.4 + 0.6 * np.clip(np.ma.filled(norm(some[moving]), 0), 0, 1)
-    length *= 0.85 * grid.mark / _ARROWS
+    length *= 0.85 * grid.side / _ARROWS
     axes.quiver(
         gx,
         gy,
@@ -307,11 +311,9 @@ def _draw_speed(axes: Axes, grid: _Map, u: Floats, v: Floats) -> tuple[AxesImage
 
 
 def _draw_strain(axes: Axes, grid: _Map, field: Floats, name: str) -> AxesImage:
-    if name == "theta":
-        return _image(axes, grid, field, cmap="twilight", vmin=-np.pi / 2, vmax=np.pi / 2)
     (limit,) = _percentiles(np.abs(field), 98)
     limit = limit if limit > 0 else 0.1
-    if name == "effective" or name.endswith("_error"):
+    if name == "effective":
         return _image(axes, grid, field, cmap="magma_r", vmin=0, vmax=limit)
     # red for extension, blue for compression
     return _image(axes, grid, field, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -331,7 +333,7 @@ def _draw_crosses(axes: Axes, grid: _Map, e1: Floats, e2: Floats, theta: Floats)
     for rate, turn in ((e1, 0.0), (e2, np.pi / 2)):
         for sign, colour in ((1, _EXTENSION), (-1, _COMPRESSION)):
             chosen = seen & (sign * rate > 0)
-            half = np.minimum(np.abs(rate[chosen]) / reference, 1.2) * 0.42 * grid.mark / _CROSSES
+            half = np.minimum(np.abs(rate[chosen]) / reference, 1.2) * 0.42 * grid.side / _CROSSES
             along = theta[chosen] + turn
             dx, dy = half * np.cos(along), half * np.sin(along)
             x, y = gx[chosen], gy[chosen]
@@ -347,10 +349,12 @@ def _bar(figure: Figure, image: AxesImage, axes: Axes, label: str) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-    bar = figure.colorbar(image, cax=axes, orientation="horizontal", extend="both")
+    extend = "max" if image.norm.vmin == 0 else "both"
+    bar = figure.colorbar(image, cax=axes, orientation="horizontal", extend=extend)
     if isinstance(image.norm, LogNorm):
         decades = math.log10(float(image.norm.vmax or 1) / float(image.norm.vmin or 1))
-        subs = (1.0, 2.0, 5.0) if decades < 2.6 else (1.0, 3.0)
+        width = axes.get_position().width * figure.get_figwidth()
+        subs = (1.0, 2.0, 5.0) if decades < 0.46 * width else (1.0, 3.0)
         bar.locator = LogLocator(subs=subs, numticks=20)
         bar.formatter = FuncFormatter(lambda value, _: f"{value:,.10g}")
         bar.minorticks_off()
@@ -407,7 +411,7 @@ def _scale_bar(axes: Axes, grid: _Map) -> None:
     length = max(n for n in (1, 2, 5) if n * decade <= room) * decade
     text = f"{length:g} km" if length >= 1 else f"{length * 1e3:g} m"
     left, bottom = west + 0.04 * (east - west), south + 0.045 * (north - south)
-    thick = 0.010 * grid.mark
+    thick = 0.010 * grid.side
     axes.add_patch(
         Rectangle(
             (left, bottom), length, thick, facecolor="black", edgecolor="white", lw=0.9, zorder=4

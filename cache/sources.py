@@ -6,6 +6,8 @@ Only metadata and 1-D arrays are read here; the velocity chunks are ``firnline.c
 from __future__ import annotations
 
 import json
+import math
+import mmap
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ class OpenCube:
     """A cube whose coordinates and image pairs have been read.
 
     ``x`` and ``y`` are pixel centres in metres, ``mid_date`` is ``datetime64[us] (pair,)``,
-    ``granule`` the basename of each pair's granule, which is the pair's identity, and
+    ``granule`` the basename (bytes) of each pair's granule, its identity, and
     ``per_pair`` the other 1-D variables as stored.
     """
 
@@ -161,8 +163,8 @@ def read_array(
         except SourceMissingError:
             values = np.full(shape, array.missing)
         else:
-            values = array.decode(data)[tuple(slice(n) for n in shape)]
-        return values if reduce is None else reduce(values)
+            values = array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)]
+        return values.copy() if reduce is None else reduce(values)
 
     futures: dict[tuple[int, ...], Future[Raw]] = {
         index: executor.submit(chunk, index) for index in np.ndindex(*array.chunk_counts)
@@ -171,7 +173,7 @@ def read_array(
     def result() -> Raw:
         parts = {index: future.result() for index, future in futures.items()}
         if len(parts) == 1:
-            return parts[next(iter(parts))].copy()
+            return parts[next(iter(parts))]
         if len(array.dims) == 1:
             return np.concatenate([parts[index] for index in sorted(parts)])
         whole = np.empty(array.shape, array.dtype)
@@ -183,14 +185,26 @@ def read_array(
     return result
 
 
+def _aside(array: Array) -> Raw | None:
+    """Memory for a large chunk that is given back to the system at once when it's dropped.
+
+    The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
+    in the memory of a small job.
+    """
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    if size < 1 << 22:
+        return None
+    return np.frombuffer(mmap.mmap(-1, size), array.dtype)
+
+
 def _basenames(urls: Raw) -> Raw:
-    """Last part of each URL, in as narrow a string type as fits them."""
+    """Last part of each URL as UTF-8 bytes, in as narrow a type as fits them."""
     block = 4096  # rows: fixed-width URLs are 4 kB each, so few at a time are made Python strings
     names = [
-        np.array([url.rsplit("/", 1)[-1] for url in urls[first : first + block].tolist()])
+        np.array([url.rsplit("/", 1)[-1].encode() for url in urls[first : first + block].tolist()])
         for first in range(0, len(urls), block)
     ]
-    return np.concatenate(names) if names else np.empty(0, "U1")
+    return np.concatenate(names) if names else np.empty(0, "S1")
 
 
 def instants(values: Raw, array: Array) -> Raw:

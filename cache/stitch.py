@@ -20,7 +20,8 @@ Raw = np.ndarray[Any, np.dtype[Any]]
 class PairTable:
     """The image pairs of one cube and which of them are wanted.
 
-    All arrays are ``(pair,)``; ``mid_date`` is ``datetime64[us]`` and ``wanted`` is boolean.
+    All arrays are ``(pair,)``; ``mid_date`` is ``datetime64[us]``, ``granule`` bytes and ``wanted``
+    boolean.
     ``missing`` gives each variable's value for 'no data'.
     """
 
@@ -62,18 +63,19 @@ def merge_pairs(tables: Sequence[PairTable]) -> Layers:
     the tables is that of precedence. A granule that occurs twice in one cube makes two layers:
     nothing is dropped.
     """
-    layer_of: dict[tuple[str, int], int] = {}
+    layer_of: dict[tuple[bytes | int, int], int] = {}
     origin: list[tuple[int, int]] = []
     of_pair = []
     for n, table in enumerate(tables):
         layers = np.full(len(table.mid_date), -1, np.int32)
-        seen: dict[str, int] = {}
+        names: list[bytes] = table.granule.tolist()
+        seen: dict[bytes, int] = {}
         for pair in np.flatnonzero(table.wanted).tolist():
-            name = str(table.granule[pair])
+            name = names[pair]
             nth = seen.get(name, 0)
             seen[name] = nth + 1
             # a pair without a name can't be recognised elsewhere: it stays a layer of its own
-            identity = (name, nth) if name else (f"/{n}", pair)
+            identity: tuple[bytes | int, int] = (name, nth) if name else (n, pair)
             layer = layer_of.setdefault(identity, len(origin))
             if layer == len(origin):
                 origin.append((n, pair))
@@ -81,7 +83,7 @@ def merge_pairs(tables: Sequence[PairTable]) -> Layers:
         of_pair.append(layers)
     which = np.array(origin, np.int64).reshape(-1, 2)
     mid_date = _gather([t.mid_date for t in tables], which, np.datetime64("NaT", "us"))
-    granule = _gather([t.granule for t in tables], which, "")
+    granule = _gather([t.granule for t in tables], which, b"")
     order = np.lexsort((granule, mid_date))
     rank = np.empty(len(order) + 1, np.int32)
     rank[order] = np.arange(len(order))
@@ -118,7 +120,7 @@ def _gather(columns: Sequence[Raw | None], which: Raw, missing: Any) -> Raw:
 def scatter(
     target: Raw,
     values: Raw,
-    layers: Raw,
+    moves: tuple[Raw, Raw],
     rows: tuple[slice, slice],
     columns: tuple[slice, slice],
     owned: Raw | None = None,
@@ -128,20 +130,37 @@ def scatter(
     Parameters
     ----------
     target
-        ``(layer, y, x)`` of one tile, changed in place.
+        ``(layer, y, x)`` of one tile, C-contiguous, changed in place.
     values
-        ``(pair, y, x)`` of the source chunk.
-    layers
-        ``(pair,)`` layer of each pair of the chunk, -1 where not wanted.
+        ``(pair, y, x)`` of the source chunk, C-contiguous.
+    moves
+        Which pairs of the chunk go to which layers, both ``(n,)``.
     rows, columns
         Where the chunk and the tile meet: (in the tile, in the chunk).
     owned
         ``(y, x)`` boolean over the meeting window where the cube shares it with another cube;
         None where all of it is the cube's.
     """
-    wanted = np.flatnonzero(layers >= 0)
-    part = values[: len(layers), rows[1], columns[1]][wanted]
-    window = target[:, rows[0], columns[0]]
+    pairs, layers = moves
     if owned is not None:
-        part = np.where(owned, part, window[layers[wanted]])
-    window[layers[wanted]] = part
+        window = target[:, rows[0], columns[0]]
+        part = values[:, rows[1], columns[1]][pairs]
+        window[layers] = np.where(owned, part, window[layers])
+        return
+    _lines(target, rows[0], columns[0])[layers] = _lines(values, rows[1], columns[1])[pairs]
+
+
+def _lines(whole: Raw, rows: slice, columns: slice) -> Raw:
+    """A window of ``(time, y, x)`` as ``(time, y)`` of opaque items, each a line of pixels.
+
+    Moving lines at a time is five times as fast as moving pixels: 0.44 ms instead of 2.3 ms for
+    a chunk of (8000, 10, 10).
+    """
+    item = whole.itemsize
+    return np.ndarray(
+        (len(whole), rows.stop - rows.start),
+        f"V{(columns.stop - columns.start) * item}",
+        buffer=whole,
+        offset=rows.start * whole.strides[1] + columns.start * item,
+        strides=whole.strides[:2],
+    )

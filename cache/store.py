@@ -13,6 +13,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from odc.geo.geobox import GeoBox
 from zarr.codecs import BloscCodec
 
 from firnline import __version__
+from firnline.cache import shards
 from firnline.cache.plan import CHUNK_SIDE, CHUNK_TIME, SHARD_TIME, Plan, Tile
 from firnline.crs import parse_crs
 from firnline.errors import StoreError
@@ -45,7 +47,9 @@ def create_pairs(path: Path, plan: Plan) -> None:
     beside them the per-pair variables, ``granule``, ``source_cube``, masks and coordinates.
     """
     layers, request = plan.layers, plan.request
-    group = _create_group(path, request.format, plan.geobox, plan.x, plan.y)
+    group = _create_group(
+        path, request.format, plan.geobox, plan.x, plan.y, "granule", "source_cube"
+    )
     group.attrs["title"] = "ITS_LIVE image-pair velocities of one area, stitched by firnline"
     group.attrs["history"] = f"firnline {__version__}: {len(plan.cubes)} cubes stitched"
     times = layers.mid_date.astype("M8[us]").astype("i8")
@@ -65,7 +69,7 @@ def create_pairs(path: Path, plan: Plan) -> None:
     _put(
         group,
         "granule",
-        layers.granule,
+        np.char.decode(layers.granule, "utf-8"),
         ("mid_date",),
         {"long_name": "basename of the image pair's granule, which identifies the pair"},
     )
@@ -126,7 +130,7 @@ def create_fields(
     chunk
         (y, x) pixels of a chunk.
     """
-    group = _create_group(path, format, geobox, *axes)
+    group = _create_group(path, format, geobox, *axes, "time_bounds")
     group.attrs.update(dict(attributes))
     units = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
 
@@ -148,22 +152,34 @@ def create_fields(
         _create_array(
             group, name, (len(bounds), *geobox.shape), np.dtype(dtype), ("time", "y", "x"),
             dict(described) | _crs_attributes(code),
-            fill_value=np.nan if np.dtype(dtype).kind == "f" else 0,
+            fill_value=np.nan if np.dtype(dtype).kind == "f" else None,
             chunks=(1, *chunk), shards=None,
         )  # fmt: skip
 
 
-def write(path: Path, name: str, tile: Tile, values: Raw) -> None:
-    """Write one tile ``(:, y, x)`` of a variable: whole shards, so nothing is read back."""
-    array = zarr.open_array(path, path=name, mode="r+", config={"write_empty_chunks": True})
-    # Few shards at a time: each holds its raw and encoded bytes while it's made.
-    with zarr.config.set({"async.concurrency": 2}):
-        array[:, tile.rows, tile.columns] = values
+def write(path: Path, name: str, tile: Tile, values: Raw, processors: Executor) -> None:
+    """Write one tile ``(mid_date, y, x)`` of a variable: whole shards, nothing is read back.
+
+    Chunks are encoded on `processors`. They are laid out by ``firnline.cache.shards``, since
+    zarr-python's own codec copies each of them several times over.
+    """
+    array = zarr.open_array(path, path=name, mode="r")
+    shards.write(
+        path / name,
+        values,
+        corner=(0, tile.rows.start, tile.columns.start),
+        chunk=array.chunks,
+        shard=array.shards,
+        fill_value=array.dtype.type(array.fill_value),
+        processors=processors,
+    )
 
 
-def write_map(path: Path, name: str, period: int, values: Raw) -> None:
-    """Write the whole map ``(y, x)`` of one period."""
-    zarr.open_array(path, path=name, mode="r+", config={"write_empty_chunks": True})[period] = values
+def write_map(path: Path, name: str, region: Any, values: Raw) -> None:
+    """Write a region of a field ``(time, y, x)``."""
+    zarr.open_array(path, path=name, mode="r+", config={"write_empty_chunks": True})[region] = (
+        values
+    )
 
 
 def read(path: Path, name: str) -> Raw:
@@ -231,7 +247,9 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _create_group(path: Path, format: Format, geobox: GeoBox, x: Raw, y: Raw) -> zarr.Group:
+def _create_group(
+    path: Path, format: Format, geobox: GeoBox, x: Raw, y: Raw, *coordinates: str
+) -> zarr.Group:
     group = zarr.open_group(path, mode="w", zarr_format=3 if format == "v3" else 2)
     crs = parse_crs(str(geobox.crs))
     group.attrs.update(
@@ -240,8 +258,8 @@ def _create_group(path: Path, format: Format, geobox: GeoBox, x: Raw, y: Raw) ->
             "institution": "NASA MEaSUREs ITS_LIVE (source data)",
             "source": "ITS_LIVE, https://its-live.jpl.nasa.gov",
             "license": "CC-BY-4.0",
-            # names the grid mapping a coordinate, where rioxarray looks for it
-            "coordinates": GRID_MAPPING,
+            # makes these coordinates in xarray; rioxarray looks for the grid mapping there
+            "coordinates": " ".join((GRID_MAPPING, *coordinates)),
         }
     )
     transform = geobox.affine.to_gdal()

@@ -101,7 +101,7 @@ SCALE_CONVENTION = (
 
 # A block's temporaries should stay in a core's L2 cache: 2**17 float32 are 512 kB.
 _BLOCK_PIXELS = 2**17
-_FIT_CELLS = 2**18
+_GAP_COLUMNS = 256
 
 
 def radius_for(length_scale: float, spacing: float) -> tuple[int, float]:
@@ -411,7 +411,7 @@ def _slope_covariance(
     return xx, xy, yy
 
 
-# --- windows with gaps: the planes one by one, in float64
+# --- windows with gaps: moments of what is there, in float64
 
 
 def _fill_gappy(
@@ -424,84 +424,126 @@ def _fill_gappy(
     full: NDArray[np.bool_],
     block: Mapping[str, Floats],
 ) -> None:
-    """Fit planes to what is there in the windows that are not full, and write their fields."""
-    ny, nx = u.shape
+    """Fit planes to what is there in the windows that are not full, and write their fields.
+
+    Only around them: in a grid without gaps they are a rim of ``radius`` pixels.
+    """
     stop = start + full.shape[0]
     todo = ~full
     todo &= np.isfinite(u[start:stop])
     todo &= np.isfinite(v[start:stop])
-    row, col = np.nonzero(todo)
-    reach = np.arange(-radius, radius + 1)
-    down, right = (part.ravel() for part in np.meshgrid(reach, reach, indexing="ij"))
-    size = max(1, _FIT_CELLS // down.size)
-    for some in (slice(k, k + size) for k in range(0, row.size, size)):
-        i, j = row[some, None] + start + down, col[some, None] + right
-        there = (i >= 0) & (i < ny) & (j >= 0) & (j < nx)
-        cells = np.where(there, i * nx + j, 0)
-        du: NDArray[np.float64] = u.take(cells).astype(np.float64)
-        dv: NDArray[np.float64] = v.take(cells).astype(np.float64)
-        there &= np.isfinite(du) & np.isfinite(dv)
-        enough = 2 * np.count_nonzero(there, axis=1) >= down.size
-        if not enough.any():
+    for left in range(0, full.shape[1], _GAP_COLUMNS):
+        part = todo[:, left : left + _GAP_COLUMNS]
+        if not part.any():
             continue
-        there, cells, du, dv = there[enough], cells[enough], du[enough], dv[enough]
-        at = (row[some][enough], col[some][enough])
-        weights_x, weights_y = _plane_weights(there, down, right, steps)
-        # relative to the centre, so that nothing is lost to a large mean velocity
-        uc, vc = du[:, down.size // 2].copy(), dv[:, down.size // 2].copy()
-        for values, centre in ((du, uc), (dv, vc)):
-            values -= centre[:, None]
-            values[~there] = 0
-        ux, uy = _dot(weights_x, du), _dot(weights_y, du)
-        vx, vy = _dot(weights_x, dv), _dot(weights_y, dv)
-        into = {name: np.empty(len(ux)) for name in block}
-        mohr = _derive(ux, uy, vx, vy, uc, vc, into)
-        if errors is not None:
-            cov_u, cov_v = (_fit_covariance(weights_x, weights_y, there, s, cells) for s in errors)
-            _derive_errors(cov_u, cov_v, ux, vy, mohr, into)
-        for name, fitted in into.items():
-            block[name][at] = fitted
+        row, col = (np.flatnonzero(part.any(axis=axis)) for axis in (1, 0))
+        here = (
+            slice(int(row[0]), int(row[-1]) + 1),
+            slice(left + int(col[0]), left + int(col[-1]) + 1),
+        )
+        area = (slice(here[0].start + start, here[0].stop + start), here[1])
+        into = {name: field[here] for name, field in block.items()}
+        _fit_area(u, v, errors, steps, radius, area, todo[here], into)
 
 
-def _dot(a: Floats, b: Floats) -> Floats:
-    product: Floats = np.einsum("ij,ij->i", a, b)
-    return product
-
-
-def _plane_weights(
-    there: NDArray[np.bool_],
-    down: NDArray[np.int_],
-    right: NDArray[np.int_],
+def _fit_area(
+    u: Floats,
+    v: Floats,
+    errors: tuple[Floats, Floats] | None,
     steps: tuple[float, float],
-) -> tuple[Floats, Floats]:
-    """Weights of each pixel in the slopes along x and y of the least-squares plane: (fit, cell).
+    radius: int,
+    area: tuple[slice, slice],
+    todo: NDArray[np.bool_],
+    into: Mapping[str, Floats],
+) -> None:
+    a, b = _with_rim(u, area, radius), _with_rim(v, area, radius)
+    there = np.isfinite(a) & np.isfinite(b)
+    moments = _moments(there.astype(np.float64), radius)
+    at = todo & (2 * moments[0] >= (2 * radius + 1) ** 2)
+    if not at.any():
+        return
+    n, x, y, xx, xy, yy = (moment[at] for moment in moments)
+    x /= n
+    y /= n
+    xx -= n * x * x
+    xy -= n * x * y
+    yy -= n * y * y
+    # the slopes are sums over the window of (value times) weights linear in x and y,
+    # p x + q y + s: the last two rows of (A^T A)^-1 A^T, A with the columns 1, x, y
+    determinant = xx * yy - xy * xy
+    p_x, q_x = yy / (determinant * steps[0]), -xy / (determinant * steps[0])
+    p_y, q_y = -xy / (determinant * steps[1]), xx / (determinant * steps[1])
+    weights = ((p_x, q_x, -p_x * x - q_x * y), (p_y, q_y, -p_y * x - q_y * y))
+    slopes = []
+    for values in (a, b):
+        values[~there] = 0
+        across, along = _box(values, radius, 1), _ramp(values, radius, 1)
+        sums = (
+            _box(along, radius, 0)[at],
+            _ramp(across, radius, 0)[at],
+            _box(across, radius, 0)[at],
+        )
+        slopes += [p * sums[0] + q * sums[1] + s * sums[2] for p, q, s in weights]
+    ux, uy, vx, vy = slopes
+    fitted = {name: np.empty(len(ux)) for name in into}
+    mohr = _derive(ux, uy, vx, vy, u[area][at], v[area][at], fitted)
+    if errors is not None:
+        cov_u, cov_v = (
+            _fit_covariance(variance, weights, there, area, radius, at) for variance in errors
+        )
+        _derive_errors(cov_u, cov_v, ux, vy, mohr, fitted)
+    for name, field in into.items():
+        field[at] = fitted[name]
 
-    They are the last two rows of ``(A^T A)^-1 A^T``, A with the columns 1, x, y.
-    """
-    n = np.count_nonzero(there, axis=1)[:, None]
-    x = np.where(there, right - (there @ right)[:, None] / n, 0.0)
-    y = np.where(there, down - (there @ down)[:, None] / n, 0.0)
-    xx, yy, xy = (_dot(a, b)[:, None] for a, b in ((x, x), (y, y), (x, y)))
-    determinant = xx * yy - xy**2
+
+def _with_rim(a: Floats, area: tuple[slice, slice], radius: int) -> NDArray[np.float64]:
+    """Copy an area and ``radius`` pixels around it, NaN beyond the grid."""
+    spans = [
+        (max(0, s.start - radius), min(size, s.stop + radius), s.start - radius)
+        for s, size in zip(area, a.shape, strict=True)
+    ]
+    out = np.full([s.stop - s.start + 2 * radius for s in area], np.nan)
+    to = tuple(slice(low - origin, high - origin) for low, high, origin in spans)
+    out[to] = a[tuple(slice(low, high) for low, high, _ in spans)]
+    return out
+
+
+def _moments(a: Floats, radius: int) -> tuple[Floats, ...]:
+    """Sums over the windows of a times 1, x, y, x^2, xy and y^2, in pixels from the centre."""
+    across, along, squared = (f(a, radius, 1) for f in (_box, _ramp, _square))
     return (
-        (yy * x - xy * y) / (determinant * steps[0]),
-        (xx * y - xy * x) / (determinant * steps[1]),
+        _box(across, radius, 0),
+        _box(along, radius, 0),
+        _ramp(across, radius, 0),
+        _box(squared, radius, 0),
+        _ramp(along, radius, 0),
+        _square(across, radius, 0),
     )
 
 
 def _fit_covariance(
-    weights_x: Floats,
-    weights_y: Floats,
-    there: NDArray[np.bool_],
     variance: Floats,
-    cells: NDArray[np.intp],
+    weights: tuple[tuple[Floats, Floats, Floats], tuple[Floats, Floats, Floats]],
+    there: NDArray[np.bool_],
+    area: tuple[slice, slice],
+    radius: int,
+    at: NDArray[np.bool_],
 ) -> Covariance:
-    s: Floats = np.where(there, variance if variance.ndim == 0 else variance.take(cells), 0.0)
-    return (
-        _dot(weights_x * weights_x, s),
-        _dot(weights_x * weights_y, s),
-        _dot(weights_y * weights_y, s),
-    )
+    """Covariance of the two slopes: sums of the products of their weights and the variance."""
+    noise = variance if variance.ndim == 0 else _with_rim(variance, area, radius)
+    sums = _moments(np.where(there, noise, 0.0).astype(np.float64), radius)
+    one, x, y, xx, xy, yy = (moment[at] for moment in sums)
+
+    def product(f: tuple[Floats, Floats, Floats], g: tuple[Floats, Floats, Floats]) -> Floats:
+        # (p x + q y + s) (p' x + q' y + s'), summed
+        total: Floats = f[0] * g[0] * xx + f[1] * g[1] * yy + f[2] * g[2] * one
+        total += (f[0] * g[1] + f[1] * g[0]) * xy
+        total += (f[0] * g[2] + f[2] * g[0]) * x
+        total += (f[1] * g[2] + f[2] * g[1]) * y
+        return total
+
+    first, second = weights
+    return product(first, first), product(first, second), product(second, second)
 
 
 # --- from slopes to fields, for blocks and for lists of fits alike

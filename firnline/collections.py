@@ -40,7 +40,7 @@ _ITS_LIVE = {
 }
 _NSIDC = {
     "name": "NASA National Snow and Ice Data Center Distributed Active Archive Center (NSIDC DAAC)",
-    "roles": ["publisher"],
+    "roles": ["host"],  # ITS_LIVE's own collection says 'publisher', which STAC doesn't know
     "url": "https://nsidc.org/data/nsidc-0776/versions/2",
 }
 _AWS = {

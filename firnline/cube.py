@@ -72,8 +72,12 @@ class Array:
         """Path of a chunk below the cube's root."""
         return f"{self.name}/{self.separator.join(map(str, index)) if index else '0'}"
 
-    def decode(self, data: Any) -> np.ndarray[Any, np.dtype[Any]]:
-        """Decode one chunk; a chunk on the edge has the full chunk's shape.
+    def decode(
+        self, data: Any, out: np.ndarray[Any, np.dtype[Any]] | None = None
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Decode one chunk, into `out` of a full chunk's shape if that is given.
+
+        A chunk on the edge has the full chunk's shape as well.
 
         Raises
         ------
@@ -89,7 +93,7 @@ class Array:
             if int.from_bytes(view[12:16], "little") != len(view):
                 raise SourceCorruptError(f"a chunk of {self.name} is cut short")
         try:
-            raw = view if self._codec is None else self._codec.decode(view)
+            raw = view if self._codec is None else self._codec.decode(view, out=out)
             flat = np.frombuffer(raw, dtype=self.dtype)
             return flat.reshape(self.chunks)
         except (RuntimeError, ValueError) as error:

@@ -17,13 +17,21 @@ from typing import Any
 
 import shapely
 from shapely.geometry.base import BaseGeometry
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from firnline.errors import DatabaseError, InputError
-from firnline.tables import collections, items, items_rtree, subsets, to_microseconds
+from firnline.tables import (
+    collections,
+    harvests,
+    items,
+    items_rtree,
+    jobs,
+    subsets,
+    to_microseconds,
+)
 
 _DAY = 86_400_000_000  # microseconds
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
@@ -266,3 +274,32 @@ def put_subset(connection: Connection, **values: Any) -> None:
     now = datetime.now(UTC)
     row = {"stale": False, "created": now, "last_used": now} | values
     _upsert(connection, subsets, [row], ["id"])
+
+
+def is_empty(engine: Engine) -> bool:
+    """Whether the catalog has no harvested item yet."""
+    with reading(engine) as connection:
+        harvested = select(items.c.key).where(items.c.collection != "subsets").limit(1)
+        return connection.scalar(harvested) is None
+
+
+def overview(engine: Engine) -> dict[str, Any]:
+    """Counts of items a collection, of jobs a status, and the last harvest."""
+    with reading(engine) as connection:
+        count = func.count()
+        per_collection = select(items.c.collection, count).group_by(items.c.collection)
+        per_status = select(jobs.c.status, count).group_by(jobs.c.status)
+        last = connection.execute(
+            select(harvests.c.finished, harvests.c.source, harvests.c.error)
+            .order_by(harvests.c.id.desc())
+            .limit(1)
+        ).one_or_none()
+        stored = connection.execute(select(count, func.sum(subsets.c.size))).one()
+        return {
+            "items": {row[0]: row[1] for row in connection.execute(per_collection)},
+            "jobs": {row[0]: row[1] for row in connection.execute(per_status)},
+            "subsets": {"count": stored[0], "bytes": int(stored[1] or 0)},
+            "last_harvest": None
+            if last is None
+            else {"finished": last[0], "source": last[1], "error": last[2]},
+        }

@@ -28,7 +28,7 @@ from shapely.geometry.base import BaseGeometry
 from shapely.geometry.polygon import orient
 
 from firnline.crs import LONLAT, crs_code, parse_crs
-from firnline.errors import BBoxError, GeometryError
+from firnline.errors import BBoxError, CRSError, GeometryError
 
 TOLERANCE = 100.0
 """Largest distance, in metres of the CRS, between an edge and its outline in lon/lat."""
@@ -127,8 +127,12 @@ class _View:
 
 @lru_cache(maxsize=256)
 def _view(code: str) -> _View:
-    crs = parse_crs(code) if ":" in code and len(code) < 64 else CRS.from_user_input(code)
-    inverse = Transformer.from_crs(LONLAT, crs, always_xy=True)
+    crs = parse_crs(code) if len(code) < 64 else CRS.from_wkt(code)
+    try:
+        forward = Transformer.from_crs(crs, LONLAT, always_xy=True)
+        inverse = Transformer.from_crs(LONLAT, crs, always_xy=True)
+    except ProjError:
+        raise CRSError(f"{crs.name} has no known way to longitude and latitude") from None
     poles = []
     if not crs.is_geographic:
         for lat in (-90.0, 90.0):
@@ -136,7 +140,6 @@ def _view(code: str) -> _View:
             # In a cylindrical projection the pole is a line, or infinitely far.
             if np.isfinite([*x, *y]).all() and np.ptp(x) < 1e-3 and np.ptp(y) < 1e-3:
                 poles.append((x[0], y[0], lat))
-    forward = Transformer.from_crs(crs, LONLAT, always_xy=True)
     return _View(forward, inverse, crs.is_geographic, tuple(poles))
 
 
@@ -192,11 +195,12 @@ def _regions(rings: list[Floats], view: _View, tolerance: float) -> list[BaseGeo
         outlines = []
         for ring in rings:
             lon, lat = view.forward.transform(ring[:, 0], ring[:, 1])
+            lon = lon + 360.0 * np.round((ring[:, 0] - lon) / 360.0)  # PROJ may take turns away
             outlines.append(np.column_stack([lon, lat]))
-    else:
-        ready = [_through_poles(_counter_clockwise(ring), view.poles) for ring in rings]
-        outlines = [_unwrap(*path) for path in _densify(ready, view, tolerance)]
-    return [_cut(np.round(outline, DECIMALS)) for outline in outlines]
+        return [_cut(outline) for outline in outlines]
+    ready = [_through_poles(_counter_clockwise(ring), view.poles) for ring in rings]
+    paths = _densify(ready, view, tolerance)
+    return [_rounded(_cut(np.round(_unwrap(*path), DECIMALS))) for path in paths]
 
 
 def _counter_clockwise(ring: Floats) -> Floats:
@@ -300,12 +304,13 @@ def _bent(start: Floats, end: Floats, probe: Floats, tolerance: float) -> npt.ND
     step = end - start
     length = np.hypot(*step.T)
     away = probe - start[:, None]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # what can't be projected is infinite, and not near
         across = np.abs(away[..., 0] * step[:, None, 1] - away[..., 1] * step[:, None, 0])
         along = (away * step[:, None]).sum(axis=2) / length[:, None] ** 2
         near = across.max(axis=1) <= tolerance * length
         near &= np.abs(along - _PROBES).max(axis=1) < 0.2
-    return ~near & (length > tolerance)
+    bent: npt.NDArray[np.bool_] = ~near & (length > tolerance)
+    return bent
 
 
 def _poles_at(xy: Floats, view: _View) -> Floats:
@@ -350,8 +355,12 @@ def _unwrap(lonlat: Floats, poles: Floats) -> Floats:
     if turns:
         if abs(turns) > 1:
             raise GeometryError("the polygon goes round the globe more than once")
-        lat_in = 90.0 if turns > 0 else -90.0
-        ring = np.vstack([ring, [[ring[-1, 0], lat_in], [ring[0, 0], lat_in]], ring[:1]])
+        pole = 90.0 if turns > 0 else -90.0
+        # Opened at the vertex nearest to the pole, whose way there nothing else of the ring crosses.
+        first = int(np.argmax(ring[:-1, 1] * np.sign(pole)))
+        once_round = np.vstack([ring[first:-1], ring[: first + 1] + [360.0 * turns, 0.0]])
+        (start, _), (end, _) = once_round[0], once_round[-1]
+        ring = np.vstack([once_round, [[end, pole], [start, pole]], once_round[:1]])
     return ring
 
 
@@ -363,11 +372,21 @@ def _cut(ring: Floats) -> BaseGeometry:
     west, _, east, _ = polygon.bounds
     if west >= -180 and east <= 180:
         return polygon
-    parts = []
-    for turn in range(int(np.floor((west + 180) / 360)), int(np.ceil((east - 180) / 360)) + 1):
-        part = shapely.transform(polygon, lambda at, turn=turn: at - [360.0 * turn, 0.0])
-        parts.append(part.intersection(box(-180, -90, 180, 90)))
-    return shapely.transform(shapely.union_all(parts), lambda at: np.round(at, DECIMALS))
+    turns = range(int(np.floor((west + 180) / 360)), int(np.ceil((east - 180) / 360)) + 1)
+    # Rounded, since a whole turn less leaves the last digits of a longitude different, and parts
+    # that share a meridian would not join.
+    moved = [
+        shapely.transform(polygon, lambda at, by=360.0 * turn: np.round(at - [by, 0.0], 12))  # type: ignore[misc]
+        for turn in turns
+    ]
+    return shapely.union_all([part.intersection(box(-180, -90, 180, 90)) for part in moved])
+
+
+def _rounded(region: BaseGeometry) -> BaseGeometry:
+    """The same with vertices on the antimeridian rounded as all others were before."""
+    if abs(region.bounds[0]) < 180 and abs(region.bounds[2]) < 180:
+        return region
+    return shapely.transform(region, lambda at: np.round(at, DECIMALS))
 
 
 def _outline(region: BaseGeometry) -> Outline:

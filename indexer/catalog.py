@@ -30,6 +30,7 @@ from firnline.items import CubeRecord, cube_name, to_https
 _HALF_TILE = 50_000.0  # metres; every tile of the catalog is 100 km wide
 _FARTHEST = 2e7  # metres: no projected coordinate of a glacier is beyond
 _LONGEST_URL = 2_000
+_STRAY = 15.0  # degrees
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
 # Names of regions in the catalogs before the Randolph inventory's numbers; those that stand for
@@ -48,6 +49,8 @@ class Failure:
     reason: str
     skipped: bool = False
     """True for what the source itself says is not there."""
+    source: str | None = None
+    """The catalog that it is in."""
 
 
 def read_catalog(data: bytes) -> tuple[list[CubeRecord], list[Failure]]:
@@ -159,7 +162,7 @@ def _draft(index: int, feature: Any) -> _Draft:
             tile=tile,
             footprint=outline,
             rgi=_rgi(_get(properties, "RGI_CODE", "region_id"), region),
-            region=region[:200] if isinstance(region, str) else None,
+            region=region[:200] if isinstance(region, str) and region.isprintable() else None,
             granule_count=None if count is None or count < 0 else int(count),
             roi_percent_coverage=coverage,
             composite_url=to_https(composite) if _is_url(composite) else None,
@@ -253,8 +256,6 @@ def _tile(value: Any, centre: tuple[float, float] | None) -> Polygon:
         tile = box(x - _HALF_TILE, y - _HALF_TILE, x + _HALF_TILE, y + _HALF_TILE)
     else:
         tile = _polygon(value)
-    if max(map(abs, tile.bounds)) > _FARTHEST:
-        raise _Unusable("its geometry_epsg is out of range")
     if centre is not None:
         left, bottom, right, top = tile.bounds
         if not (left <= centre[0] <= right and bottom <= centre[1] <= top):
@@ -285,8 +286,9 @@ def _polygon(value: Any) -> Polygon:
         corners = [(float(point[0]), float(point[1])) for point in shell]
     except (LookupError, TypeError, ValueError, OverflowError):
         _bad_geometry()
-    if not all(math.isfinite(c) for corner in corners for c in corner):
-        _bad_geometry()
+    # `not <=` also is true of NaN
+    if not all(abs(c) <= _FARTHEST for corner in corners for c in corner):
+        raise _Unusable("its geometry_epsg is out of range")
     polygon = Polygon(corners)
     if not polygon.is_valid or polygon.area <= 0:
         _bad_geometry()
@@ -294,7 +296,7 @@ def _polygon(value: Any) -> Polygon:
 
 
 def _bad_geometry() -> NoReturn:
-    raise _Unusable("its geometry_epsg is not one valid Polygon of finite coordinates")
+    raise _Unusable("its geometry_epsg is not one valid Polygon")
 
 
 def _rgi(code: Any, region: Any) -> int | None:
@@ -319,7 +321,9 @@ def _with_footprints(drafts: Iterable[_Draft]) -> Iterable[tuple[_Draft, Outline
             outlines = [*footprints([draft.tile for draft in group], f"EPSG:{epsg}")]
         except (InputError, shapely.GEOSException):  # one is unusable: find out which
             outlines = [_footprint(draft) for draft in group]
-        yield from zip(group, outlines, strict=True)
+        for draft, outline in zip(group, outlines, strict=True):
+            strayed = not isinstance(outline, str) and _strayed(outline, epsg)
+            yield draft, f"its place is not where EPSG:{epsg} is used" if strayed else outline
 
 
 def _footprint(draft: _Draft) -> Outline | str:
@@ -327,6 +331,27 @@ def _footprint(draft: _Draft) -> Outline | str:
         return footprints([draft.tile], f"EPSG:{draft.epsg}")[0]
     except (InputError, shapely.GEOSException) as error:
         return f"its geometry_epsg has no place on the globe: {error}"
+
+
+@lru_cache(maxsize=1024)
+def _area_of_use(epsg: int) -> tuple[float, float, float, float] | None:
+    area = parse_crs(f"EPSG:{epsg}").area_of_use
+    return None if area is None else area.bounds
+
+
+def _strayed(outline: Outline, epsg: int) -> bool:
+    """Whether a footprint is far from where its CRS is used, so that one of the two is wrong.
+
+    Some degrees are allowed: cubes of EPSG:3413 reach 9 degrees south of its area of use.
+    """
+    area = _area_of_use(epsg)
+    if area is None:
+        return False
+    west, south, east, north = area
+    width = east - west if east >= west else east - west + 360
+    at = outline.representative_point()
+    aside = abs((at.x - west - width / 2 + 180) % 360 - 180)
+    return aside > width / 2 + _STRAY or not south - _STRAY <= at.y <= north + _STRAY
 
 
 def _label(feature: Any) -> str | None:

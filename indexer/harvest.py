@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, insert, select
 
 from firnline.collections import COLLECTIONS, Extent, collection
 from firnline.database import ItemRow, delete_items, put_collections, put_items, reading, writing
-from firnline.errors import CatalogError, DatabaseError, FirnlineError
+from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
 from firnline.indexer.catalog import Failure, read_catalog
 from firnline.indexer.mosaics import Cube, mosaic_records
 from firnline.items import CUBES, MOSAICS, CubeRecord, cube_item, encode, item_row, mosaic_item
@@ -134,12 +134,16 @@ def harvest(
 
     Raises
     ------
+    InputError
+        There are no locations.
     SourceUnreachableError, SourceMissingError, SourceNotAllowedError
         A catalog can't be read; the database is as before.
     CatalogError
         A catalog is not one, or has lost more than :data:`LARGEST_LOSS` of its cubes.
     DatabaseError
     """
+    if not locations:
+        raise InputError("there is no catalog to harvest: give a path or a URL of one")
     run = _Run(engine, tuple(dict.fromkeys(map(str, locations))), datetime.now(UTC), dry_run)
     try:
         return _harvest(run, settings, mosaics, exists, progress or (lambda *_: None))
@@ -178,16 +182,13 @@ def _harvest(
         progress("read", number, len(run.sources))
         records, unusable = _read(source, settings.allowed_sources)
         found |= {record.id: (source, record) for record in records}
-        failures += unusable
+        failures += [replace(failure, source=source) for failure in unusable]
         read += len(records)
     progress("read", len(run.sources), len(run.sources))
 
-    rows = {
-        CUBES: list(
-            _counted(_cube_rows(found.values(), run.started.year), len(found), "items", progress)
-        )
-    }
-    owners = {CUBES: run.sources}
+    cube_rows = _cube_rows(found.values(), run.started.year)
+    rows = {CUBES: list(_counted(cube_rows, len(found), "items", progress))}
+    owners: dict[str, Sequence[str]] = {CUBES: run.sources}
     missing = 0
     if mosaics:
         cubes = [Cube(record.rgi, record.footprint) for _, record in found.values()]
@@ -195,7 +196,9 @@ def _harvest(
         made, without, missing = mosaic_records(settings.mosaic_roots, cubes, exists=exists)
         failures += without
         mosaic_rows = (item_row(mosaic_item(m), m.footprint, m.root) for m in made)
-        rows[MOSAICS] = list(_counted(mosaic_rows, len(made), "mosaics", progress))
+        # Of two roots that have the same mosaic, the later one is taken, as with cubes.
+        latest = {row.id: row for row in _counted(mosaic_rows, len(made), "mosaics", progress)}
+        rows[MOSAICS] = list(latest.values())
         owners[MOSAICS] = settings.mosaic_roots
 
     report = Report(
@@ -351,10 +354,10 @@ def _extent(connection: Connection, name: str) -> Extent | None:
     rows = connection.execute(chosen).all()
     if not rows:
         return None
-    bounds = shapely.bounds(shapely.from_wkb([row[0] for row in rows]))
+    west, south, east, north = shapely.total_bounds(shapely.from_wkb([row[0] for row in rows]))
     properties = [orjson.loads(row[1])["properties"] for row in rows]
     return Extent(
-        bbox=(*map(float, bounds[:, :2].min(axis=0)), *map(float, bounds[:, 2:].max(axis=0))),
+        bbox=(float(west), float(south), float(east), float(north)),
         start=min(row[2] for row in rows),
         end=max(row[3] for row in rows),
         summaries={

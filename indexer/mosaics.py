@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import shapely
+from shapely import MultiPolygon, Polygon
 
 from firnline.footprint import Outline, bbox
 from firnline.indexer.catalog import Failure
@@ -151,4 +152,6 @@ def _within(outline: Outline, region: Region) -> bool:
 def _union(outlines: list[Outline]) -> Outline:
     # Tiles of one CRS have the same vertices on a common edge, so that nothing is left between.
     union = shapely.union_all(outlines)
-    return union if union.geom_type == "Polygon" else shapely.MultiPolygon(shapely.get_parts(union))
+    if isinstance(union, Polygon):
+        return union
+    return MultiPolygon([part for part in shapely.get_parts(union) if isinstance(part, Polygon)])

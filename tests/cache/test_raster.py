@@ -21,11 +21,16 @@ TRANSFORM = Affine(120, 0, 400_000, 0, -120, -2_200_000)
 
 
 def write(path: Path, values: NDArray[Any], **change: Any) -> dict[str, float]:
+    """Write one band and give its statistics."""
+    return write_all(path, values[None], **change)[0]
+
+
+def write_all(path: Path, values: NDArray[Any], **change: Any) -> list[dict[str, float]]:
     arguments: dict[str, Any] = {
         "transform": TRANSFORM,
         "crs": 3413,
         "nodata": math.nan,
-        "name": "e1",
+        "names": ["e1"],
         "units": "year-1",
         "long_name": "most extensional principal strain rate",
         "tags": {"strain_half_length": "480", "licence": "CC-BY-4.0"},
@@ -82,7 +87,7 @@ def test_statistics(tmp_path: Path) -> None:
 
 def test_counts_are_integers_and_zero_is_missing(tmp_path: Path) -> None:
     count = np.array([[0, 1, 70_000], [0, 2, 3]], np.uint32)
-    got = write(tmp_path / "count.tif", count, nodata=0, name="count", units="1")
+    got = write(tmp_path / "count.tif", count, nodata=0, names=["count"], units="1")
     assert (got["minimum"], got["maximum"]) == (1, 70_000)
     assert got["valid_percent"] == pytest.approx(100 * 4 / 6)
     with rasterio.open(tmp_path / "count.tif") as src:
@@ -117,16 +122,45 @@ def test_any_crs_that_has_a_meaning(tmp_path: Path) -> None:
                 CRS.from_user_input(crs), ignore_axis_order=True
             )
     for bad in ("EPSG:0", "somewhere", None):
-        with pytest.raises(CRSError, match="e1: unreadable CRS"):
+        with pytest.raises(CRSError, match="rate: unreadable CRS"):
             write(tmp_path / "bad.tif", field(20, 20), crs=bad)
 
 
 @pytest.mark.parametrize(
-    "values", [np.ones((2, 2, 2)), np.ones((0, 3)), np.ones((3, 3), bool), np.ones((3, 3), complex)]
+    ("values", "match"),
+    [
+        (np.ones((2, 2)), "accepted are arrays on"),
+        (np.ones((1, 0, 3)), "accepted are arrays on"),
+        (np.ones((1, 3, 3), bool), "accepted are arrays on"),
+        (np.ones((1, 3, 3), complex), "accepted are arrays on"),
+        (np.ones((2, 3, 3)), "1 names, accepted is one for 2 bands"),
+    ],
 )
-def test_misfits(tmp_path: Path, values: NDArray[Any]) -> None:
-    with pytest.raises(InputError, match="accepted are 2-D arrays"):
-        write(tmp_path / "a.tif", values)
+def test_misfits(tmp_path: Path, values: NDArray[Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        write_all(tmp_path / "a.tif", values)
+
+
+def test_a_band_a_period(tmp_path: Path) -> None:
+    values = np.stack([field(70, 60) + year for year in range(3)])
+    names = [f"e1 {year}" for year in (2018, 2019, 2020)]
+    got = write_all(tmp_path / "e1.tif", values, names=names)
+    assert [one["mean"] for one in got] == pytest.approx(
+        [np.nanmean(band.astype(float)) for band in values]
+    )
+    assert cog_validate(tmp_path / "e1.tif", strict=True)[:2] == (True, [])
+    with rasterio.open(tmp_path / "e1.tif") as src:
+        np.testing.assert_array_equal(src.read(), values)
+        assert list(src.descriptions) == names
+        assert src.units == ("year-1",) * 3
+        assert float(src.tags(2)["STATISTICS_MEAN"]) == got[1]["mean"]
+
+
+def test_many_bands_have_small_tiles(tmp_path: Path) -> None:
+    values = np.zeros((240, 500, 20), np.float32)
+    write_all(tmp_path / "a.tif", values, names=[str(n) for n in range(240)])
+    with rasterio.open(tmp_path / "a.tif") as src:
+        assert src.block_shapes[0] == (128, 128)
 
 
 def test_failure_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""The application: STAC API, processes, files and health in one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+from stac_fastapi.api.app import StacApi
+from stac_fastapi.types.config import ApiSettings
+from stac_fastapi.types.conformance import BASE_CONFORMANCE_CLASSES
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from firnline import __version__
+from firnline.api import errors, files, health, processes
+from firnline.api.middleware import BodyLimit, Failsafe
+from firnline.api.search import (
+    STAC_VERSION,
+    CatalogClient,
+    ItemsParameters,
+    SearchBody,
+    SearchParameters,
+)
+from firnline.database import connect
+from firnline.settings import Settings
+
+TITLE = "firnline"
+DESCRIPTION = (
+    "STAC catalog and local cache of NASA's ITS_LIVE glacier velocities: datacubes, mosaics, and "
+    "the subsets that were stitched here with their composites and strain rates."
+)
+# Read by browsers of other sites: what Zarr and COG readers need to see of a reply.
+_EXPOSED = ["Accept-Ranges", "Content-Length", "Content-Range", "ETag", "Last-Modified", "Location"]
+
+
+def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """The ASGI application.
+
+    Parameters
+    ----------
+    settings
+        ``database``, ``cache_dir`` and ``public_url`` among them.
+    engine
+        The database; by default the one of the settings, closed when the application stops.
+        Its schema has to be there (``firnline.database.migrate``); ``/readyz`` says whether.
+    """
+    own = engine is None
+    database = engine if engine is not None else connect(settings.database)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if own:
+            database.dispose()
+
+    app = FastAPI(
+        title=TITLE,
+        description=DESCRIPTION,
+        version=__version__,
+        openapi_url="/api",
+        docs_url="/api.html",
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={
+            status: {"description": text, "content": {errors.MEDIA_TYPE: {}}}
+            for status, text in (("4XX", "Refused, with the reason"), ("5XX", "Failed"))
+        },
+    )
+    api = StacApi(
+        app=app,
+        # Given in full, since it would take what is missing from the environment, unprefixed.
+        settings=ApiSettings(
+            _env_file=None,
+            stac_fastapi_title=TITLE,
+            stac_fastapi_description=DESCRIPTION,
+            stac_fastapi_version=__version__,
+            stac_fastapi_landing_id="firnline",
+            enable_response_models=False,
+            enable_direct_response=False,
+            openapi_url="/api",
+            docs_url="/api.html",
+            root_path="",
+        ),
+        client=CatalogClient(
+            engine=database,
+            settings=settings,
+            landing_page_id="firnline",
+            base_conformance_classes=[*BASE_CONFORMANCE_CLASSES, *processes.CONFORMANCE],
+        ),
+        stac_version=STAC_VERSION,
+        search_get_request_model=SearchParameters,
+        search_post_request_model=SearchBody,
+        items_get_request_model=ItemsParameters,
+        exceptions={},
+        # The last is the outermost: every answer, a refused one too, is readable across origins.
+        middlewares=[
+            Middleware(BodyLimit),
+            Middleware(Failsafe),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["GET", "HEAD", "POST", "OPTIONS"],
+                allow_headers=["Content-Type", "If-None-Match", "Prefer", "Range"],
+                expose_headers=_EXPOSED,
+                max_age=600,
+            ),
+        ],
+    )
+    for router in (
+        processes.create_router(database, settings),
+        files.create_router(database, settings),
+        health.create_router(database),
+    ):
+        api.app.include_router(router)
+    errors.install(api.app)
+    return api.app

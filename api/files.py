@@ -1,0 +1,132 @@
+"""The published files of subsets: ``/files/{subset}/{generation}/{path}``, with byte ranges.
+
+A generation is written once and never changed, so a reply may be kept for good. Only what the
+table ``subsets`` knows is served, from below its own folder, whatever the path says.
+"""
+
+from __future__ import annotations
+
+import re
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from fastapi import APIRouter
+from sqlalchemy import Engine, select
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from firnline.api.errors import problem
+from firnline.database import reading
+from firnline.errors import NotFoundError
+from firnline.settings import Settings
+from firnline.tables import subsets
+
+MEDIA_TYPES = {
+    ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+    ".png": "image/png",
+    ".json": "application/json",
+    ".zarray": "application/json",
+    ".zattrs": "application/json",
+    ".zgroup": "application/json",
+    ".zmetadata": "application/json",
+}
+"""By suffix or, for Zarr v2's metadata, by name; anything else is plain bytes (chunks)."""
+
+CACHE_CONTROL = "public, max-age=31536000, immutable"
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}", re.ASCII)
+_KEPT = ("cache-control", "etag", "last-modified")
+
+
+class _PublishedFile(FileResponse):
+    """Starlette's file response, whose refusals of a range are problems like all others."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused: Message | None = None
+
+        async def watched(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = message
+            if refused is None:
+                await send(message)
+
+        await super().__call__(scope, receive, watched)
+        if refused is not None:
+            kept = {
+                name: value
+                for name, value in Headers(raw=refused["headers"]).items()
+                if name == "content-range"
+            }
+            detail = "Range is not satisfiable; accepted: bytes=FIRST-LAST within the file"
+            await problem(refused["status"], detail, scope["path"], headers=kept)(
+                scope, receive, send
+            )
+
+
+def create_router(engine: Engine, settings: Settings) -> APIRouter:
+    """The route of the files."""
+    router = APIRouter(tags=["Files"])
+    root = settings.cache_dir / "subsets"
+
+    @router.head("/files/{subset}/{generation}/{path:path}", include_in_schema=False)
+    @router.get("/files/{subset}/{generation}/{path:path}")
+    def get_file(subset: str, generation: str, path: str, request: Request) -> Response:
+        """A file of a subset: whole, or the bytes of a Range (RFC 9110, 14)."""
+        missing = NotFoundError(f"there is no file {request.url.path[:300]}")
+        if not (_NAME.fullmatch(subset) and _NAME.fullmatch(generation)):
+            raise missing
+        with reading(engine) as connection:
+            known = connection.scalar(select(subsets.c.id).where(subsets.c.id == subset))
+        file = _below(root / subset / generation, path) if known else None
+        if file is None:
+            raise missing
+        try:
+            stat = file.stat()
+        except OSError:
+            raise missing from None
+        media_type = MEDIA_TYPES.get(file.suffix.lower() or file.name, "application/octet-stream")
+        reply = _PublishedFile(
+            file,
+            headers={"Cache-Control": CACHE_CONTROL, "X-Content-Type-Options": "nosniff"},
+            media_type=media_type,
+            stat_result=stat,
+        )
+        if _is_not_modified(request.headers, reply.headers):
+            kept = {name: value for name, value in reply.headers.items() if name in _KEPT}
+            return Response(status_code=304, headers=kept)
+        return reply
+
+    return router
+
+
+def _below(folder: Path, path: str) -> Path | None:
+    """The file at a path below a folder; None if there is none, or if it is elsewhere.
+
+    The path has to be in normal form, and what it resolves to, links followed, inside the
+    folder, which itself may not be a link that leads out of its subset.
+    """
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in path.split("/")):
+        return None
+    try:
+        inside = folder.parent.resolve(strict=True) / folder.name
+        file = folder.joinpath(path).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+    return file if file.is_relative_to(inside) and file.is_file() else None
+
+
+def _is_not_modified(asked: Headers, reply: Headers) -> bool:
+    """RFC 9110, 13.2.2: If-None-Match, compared weakly, goes before If-Modified-Since."""
+    tags = asked.get("if-none-match")
+    if tags is not None:
+        known = [tag.strip().removeprefix("W/") for tag in tags.split(",")]
+        return "*" in known or reply["etag"] in known
+    since = asked.get("if-modified-since")
+    if since is None:
+        return False
+    try:
+        return parsedate_to_datetime(since) >= parsedate_to_datetime(reply["last-modified"])
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,70 @@
+"""What the benchmarks share: a function measured in a process of its own, and printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def measure(script: str, method: str, *arguments: str) -> dict[str, Any]:
+    """Run ``script --method METHOD ARGUMENTS`` and return the figures that it prints."""
+    run = subprocess.run(
+        [sys.executable, script, "--method", method, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    figures: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return figures
+
+
+def report(work: Callable[[], dict[str, Any]]) -> None:
+    """Do the work in this process; print wall and CPU seconds and the peak memory as JSON."""
+    before, cpu = time.perf_counter(), time.process_time()
+    extra = work()
+    figures = {
+        "seconds": time.perf_counter() - before,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_mb": _peak_mb(),
+    }
+    sys.stdout.write(json.dumps(figures | extra) + "\n")
+
+
+def _peak_mb() -> float:
+    """High-water mark of this process; getrusage's is inherited from the parent, which is big."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
+
+
+@contextmanager
+def served(folder: Path, *, latency: float = 0.0) -> Iterator[str]:
+    """Serve a mirror from a process of its own; yields its URL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "firnline.indexer.mirror", str(folder)]
+    with subprocess.Popen(
+        [*command, "--latency", str(latency)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
+
+
+def table(rows: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:
+    """Print rows by name; `columns` maps a key to a format."""
+    width = max(map(len, rows))
+    print(" " * width, *(f"{key:>12}" for key in columns))
+    for name, row in rows.items():
+        cells = (format(row[key], form) if key in row else "" for key, form in columns.items())
+        print(f"{name:{width}}", *(f"{cell:>12}" for cell in cells))

@@ -1,0 +1,154 @@
+"""How long a harvest takes: a catalog file of 3,086 cubes to a fresh SQLite database.
+
+The reference, measured in the same run, is the least that any harvest must do: parse the JSON and
+reproject each tile's corners (one pyproj call a tile, a shapely polygon each), nothing stored.
+
+    python benchmarks/harvest.py [--json] [--quick]
+
+The real catalog is read where the shared folder is (or FIRNLINE_SHARED_DATA says); elsewhere one
+of the same size and shape is made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyproj import Transformer
+from shapely import Polygon
+
+REPO = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
+CUBES = {3031: 1447, 3413: 763, 32718: 77, 32645: 400, 32643: 399}  # as many as in the real one
+
+
+def made_up_catalog() -> bytes:
+    """A catalog of the size of the real one, its tiles in rows of 50."""
+    features = []
+    for epsg, count in CUBES.items():
+        for n in range(count):
+            polar = epsg < 4000
+            # of UTM: 4 tiles wide, from 3,000 km north; of polar CRSs: round the pole
+            column, row = (n % 50 - 25, n // 50 - 20) if polar else (n % 4 + 3, n // 4 % 60 + 30)
+            left, bottom = 100_000 * column, 100_000 * row
+            ring = [
+                [left + dx, bottom + dy]
+                for dx, dy in ((0, 0), (100_000, 0), (100_000, 100_000), (0, 100_000), (0, 0))
+            ]
+            name = f"ITS_LIVE_vel_EPSG{epsg}_G0120_X{left + 50_000}_Y{bottom + 50_000}"
+            if not polar:
+                name = name.replace("ITS_LIVE", f"ITS_LIVE-{n // 240}")
+            properties = {
+                "fill-opacity": 0.5,
+                "fill": "red",
+                "roi_percent_coverage": 50.0,
+                "geometry_epsg": {"type": "Polygon", "coordinates": [ring]},
+                "datacube_exist": 1,
+                "zarr_url": f"http://its-live-data.s3.amazonaws.com/datacubes/v2/N00E000/{name}.zarr",
+                "epsg": epsg,
+                "FULL_NAME": "somewhere",
+                "RGI_CODE": {3031: 19, 3413: 5, 32718: 17}.get(epsg, 13),
+            }
+            features.append({"type": "Feature", "properties": properties, "geometry": None})
+    return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+
+
+def reference(path: Path) -> int:
+    """Parse and reproject the corners, and nothing else."""
+    transformers: dict[int, Transformer] = {}
+    polygons = []
+    for feature in json.loads(path.read_bytes())["features"]:
+        properties = feature["properties"]
+        epsg = properties["epsg"]
+        if epsg not in transformers:
+            transformers[epsg] = Transformer.from_crs(epsg, 4326, always_xy=True)
+        corners = properties["geometry_epsg"]["coordinates"][0]
+        polygons.append(Polygon(transformers[epsg].itransform(corners)))
+    return len(polygons)
+
+
+def timed(action: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Seconds and result."""
+    start = time.perf_counter()
+    result = action(*arguments)
+    return time.perf_counter() - start, result
+
+
+def run(path: Path, rounds: int) -> dict[str, Any]:
+    """Median seconds of reference, first and second harvest."""
+    from firnline.database import connect, migrate
+    from firnline.indexer.harvest import harvest
+    from firnline.settings import Settings
+
+    seconds: dict[str, list[float]] = {"reference": [], "first": [], "second": []}
+    reports = []
+    for _ in range(rounds):
+        seconds["reference"].append(timed(reference, path)[0])
+        with tempfile.TemporaryDirectory() as folder:
+            settings = Settings(data_dir=Path(folder), database_url="")
+            engine = connect(settings.database)
+            migrate(engine)
+            for name in ("first", "second"):
+                took, report = timed(harvest, engine, settings, [str(path)])
+                seconds[name].append(took)
+                reports.append(report)
+            size = (Path(folder) / "firnline.db").stat().st_size
+            engine.dispose()
+    first, second = reports[-2:]
+    items = first.total.added
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "catalog": path.name,
+        "cubes": first.counts["itslive-cubes"].added,
+        "mosaics": first.counts["velocity-mosaics"].added,
+        "failed": first.failed,
+        "rounds": rounds,
+        "reference_seconds": round(median["reference"], 3),
+        "harvest_seconds": round(median["first"], 3),
+        "second_harvest_seconds": round(median["second"], 3),
+        "second_harvest_unchanged": second.total.unchanged,
+        "items_per_second": round(items / median["first"]),
+        "ratio_to_reference": round(median["first"] / median["reference"], 2),
+        "database_bytes": size,
+        # kilobytes on Linux, bytes on macOS; of the whole process, imports included
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true", help="one round in place of five")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = DATA / "catalog_v02_2024.json"
+        if not path.exists():
+            path = Path(folder) / "made_up.json"
+            path.write_bytes(made_up_catalog())
+        result = run(path, 1 if arguments.quick else 5)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{result['catalog']}: {result['cubes']} cubes and {result['mosaics']} mosaics")
+    print(
+        f"harvest       {result['harvest_seconds']:7.2f} s  "
+        f"{result['items_per_second']} items/s, {result['database_bytes'] / 1e6:.0f} MB"
+    )
+    print(f"once more     {result['second_harvest_seconds']:7.2f} s  nothing changed")
+    print(f"parse+corners {result['reference_seconds']:7.2f} s  reference")
+    print(f"ratio         {result['ratio_to_reference']:7.2f}")
+    print(f"peak memory   {result['peak_rss_bytes'] / 1e6:7.0f} MB, imports included")
+
+
+if __name__ == "__main__":
+    main()

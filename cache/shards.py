@@ -1,0 +1,103 @@
+"""Chunks and shards of a Zarr array, encoded in parallel and written whole.
+
+Reading is zarr-python's; writing is done here because it is what a materialisation spends its
+time on once the source is decoded: each chunk is copied once, encoded, and put down.
+
+A shard is laid out as the specification of the codec ``sharding_indexed`` 1.0 says: the encoded
+chunks one after the other, then the index, one (offset, length) of two little-endian uint64 for
+each chunk in C order, all ones where a chunk is left out, and the index's CRC-32C.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+Raw = np.ndarray[Any, np.dtype[Any]]
+Triple = tuple[int, int, int]
+
+_LEFT_OUT = np.iinfo(np.uint64).max
+
+
+def write(
+    folder: Path,
+    values: Raw,
+    *,
+    corner: Triple,
+    chunk: Triple,
+    shard: Triple | None,
+    fill_value: Any,
+    processors: Executor,
+) -> None:
+    """Write a part of an array that begins on a shard's (or unsharded chunk's) edge.
+
+    Parameters
+    ----------
+    folder
+        The array's folder: Zarr v3 where `shard` is given, else Zarr v2.
+    values
+        ``(time, y, x)``; reaches to the end of its shards or of the array.
+    corner
+        Index in the array of the part's first value.
+    chunk, shard
+        Shapes; a shard's is a multiple of the chunk's.
+    fill_value
+        What pads chunks on the array's edge.
+    processors
+        Where chunks are encoded (Blosc zstd-1 with shuffle, releasing the interpreter lock).
+    """
+    outer = shard or chunk
+    for index in _grid(values.shape, outer):
+        start = [i * n for i, n in zip(index, outer, strict=True)]
+        part = values[tuple(slice(s, s + n) for s, n in zip(start, outer, strict=True))]
+        key = [(c + s) // n for c, s, n in zip(corner, start, outer, strict=True)]
+        if shard is None:
+            file = folder / ".".join(map(str, key))
+            file.write_bytes(_encode(part, chunk, fill_value, keep=True))
+            continue
+        jobs = [
+            processors.submit(_encode, part[where], chunk, fill_value)
+            for where in _windows(shard, chunk)
+        ]
+        file = folder / "c" / "/".join(map(str, key))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table = np.full((len(jobs), 2), _LEFT_OUT, "<u8")
+        with file.open("wb") as out:
+            for row, job in zip(table, jobs, strict=True):
+                encoded = job.result()
+                if encoded:
+                    row[:] = out.tell(), len(encoded)
+                    out.write(encoded)
+            raw = table.tobytes()
+            out.write(raw)
+            out.write(google_crc32c.value(raw).to_bytes(4, "little"))
+
+
+def _encode(part: Raw, chunk: Triple, fill_value: Any, *, keep: bool = False) -> bytes:
+    """One encoded chunk; empty where all of it is the fill value, unless that is to be kept."""
+    if part.shape == chunk:
+        whole = np.ascontiguousarray(part)
+    else:
+        whole = np.full(chunk, fill_value, part.dtype)
+        whole[tuple(slice(n) for n in part.shape)] = part
+    if not keep and (whole == fill_value).all():
+        return b""
+    return bytes(blosc.compress(whole, b"zstd", 1, blosc.SHUFFLE))
+
+
+def _grid(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*(range(math.ceil(n / s)) for n, s in zip(shape, size, strict=True)))
+
+
+def _windows(shard: Triple, chunk: Triple) -> Iterator[tuple[slice, ...]]:
+    """The chunks of a shard in C order."""
+    for index in _grid(shard, chunk):
+        yield tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, chunk, strict=True))

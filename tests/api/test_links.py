@@ -1,0 +1,56 @@
+import json
+
+import orjson
+import pytest
+
+from firnline.api.links import Base
+
+BASE = Base("https://example.org/stac")
+
+
+def test_item_links_go_into_the_stored_bytes() -> None:
+    item = json.loads(BASE.with_item_links(b'{"id":"a b/c"}', "cubes", "a b/c"))
+    place = "https://example.org/stac/collections/cubes"
+    assert item["id"] == "a b/c"
+    assert {link["rel"]: link["href"] for link in item["links"]} == {
+        "self": f"{place}/items/a%20b%2Fc",
+        "parent": place,
+        "collection": place,
+        "root": "https://example.org/stac/",
+    }
+
+
+@pytest.mark.parametrize("own", [[], [{"rel": "derived_from", "href": "x"}]])
+def test_stored_links_are_kept_after_the_inferred(own: list[dict[str, str]]) -> None:
+    content = orjson.dumps({"id": "a", "links": own})
+    links = json.loads(BASE.with_item_links(content, "c", "a"))["links"]
+    assert [link["rel"] for link in links[:4]] == ["self", "parent", "collection", "root"]
+    assert links[4:] == own
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"id": "a", "properties": {"links": [1]}},
+        {"id": "a", "properties": {"links": [1], "x": 2}},
+        {"id": 'a","links":[', "title": '"links":[]}'},
+    ],
+)
+def test_links_deeper_inside_or_in_text_are_not_the_documents(content: dict[str, object]) -> None:
+    reply = json.loads(BASE.with_item_links(orjson.dumps(content), "c", "a"))
+    assert len(reply.pop("links")) == 4
+    assert reply == content
+
+
+def test_addresses_of_the_service_are_resolved() -> None:
+    stored = orjson.dumps({"href": "firnline:/files/s/g/cog_v.tif", "text": "see firnline:/x"})
+    assert json.loads(BASE.resolve(stored)) == {
+        "href": "https://example.org/stac/files/s/g/cog_v.tif",
+        "text": "see firnline:/x",
+    }
+
+
+def test_a_hostile_host_stays_inside_its_string() -> None:
+    base = Base('http://x","evil":"')
+    item = json.loads(base.resolve(base.with_item_links(b'{"a":"firnline:/f"}', "c", "i")))
+    assert set(item) == {"a", "links"}

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shapely.geometry import box
+
+from firnline import items
+from firnline.footprint import bbox, footprint
+from firnline.indexer.catalog import read_catalog
+from firnline.indexer.mosaics import REGIONS, Cube, mosaic_records, region_outlines
+
+REPO = Path(__file__).parents[2]
+DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
+ROOT = "https://its-live-data.s3.amazonaws.com/velocity_mosaic"
+
+
+def greenland() -> Cube:
+    return Cube(5, footprint((400_000, -2_300_000, 500_000, -2_200_000), "EPSG:3413"))
+
+
+def one_cube_a_region() -> list[Cube]:
+    middles = [((r.box[0] + r.box[2]) / 2, (r.box[1] + r.box[3]) / 2, r.rgi[0]) for r in REGIONS]
+    return [Cube(rgi, box(x - 0.1, y - 0.1, x + 0.1, y + 0.1)) for x, y, rgi in middles]
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, dict[str, Any]]:
+    path = DATA / "itslive_mosaic_items.ndjson"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return {item["id"]: item for item in map(json.loads, path.read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def real_cubes() -> list[Cube]:
+    path = DATA / "catalog_v02_2024.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return [Cube(r.rgi, r.footprint) for r in read_catalog(path.read_bytes())[0]]
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Any:
+    spec = importlib.util.spec_from_file_location(
+        "firnline_test_schemas", Path(__file__).parents[1] / "schemas.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not (module.SCHEMAS / "index.json").exists():
+        pytest.skip(f"{module.SCHEMAS} is not here")
+    return module.StacSchemas()
+
+
+def test_same_as_the_items_of_itslive(published: dict[str, dict[str, Any]]) -> None:
+    """Ids, asset keys, addresses, roles, titles, times and projections of all 582."""
+    records, failures, _ = mosaic_records([ROOT], one_cube_a_region())
+    assert not failures
+    ours = {
+        item["id"]: item for item in map(items.mosaic_item, records) if "_V02" not in item["id"]
+    }
+    assert len(published) == 582
+    assert ours.keys() == published.keys()
+    for id, theirs in published.items():
+        mine = ours[id]
+        for name in ("rgi", "version", "temporal_coverage_type"):
+            assert mine["properties"][name] == theirs["properties"][name]
+        for name in ("datetime", "start_datetime", "end_datetime"):
+            assert datetime.fromisoformat(mine["properties"][name]) == datetime.fromisoformat(
+                theirs["properties"][name]
+            )
+        assert mine["properties"]["proj:code"].split(":")[1] == theirs["properties"]["epsg"]
+        assert mine["assets"].keys() == theirs["assets"].keys()
+        for key, asset in theirs["assets"].items():
+            same = {name: mine["assets"][key][name] for name in asset}
+            assert same == asset, (id, key)
+
+
+def test_version_2_ends_in_2022() -> None:
+    records, _, _ = mosaic_records([ROOT], [greenland()])
+    years: dict[str, list[int | None]] = {}
+    for record in records:
+        years.setdefault(record.version, []).append(record.year)
+    assert years["2"] == [None, *range(1984, 2023)]
+    assert years["2.1"] == [None, *range(1984, 2025)]
+
+
+def test_a_region_without_cubes_is_told() -> None:
+    records, failures, missing = mosaic_records([ROOT], [greenland(), Cube(None, box(0, 0, 1, 1))])
+    assert {record.region for record in records} == {5}
+    assert len(failures) == 15
+    assert {failure.id for failure in failures} >= {"RGI01A", "RGI19A"}
+    assert all("no known cube" in failure.reason for failure in failures)
+    assert missing == 0
+
+
+def test_only_what_exists() -> None:
+    asked: list[str] = []
+
+    def exists(urls: list[str]) -> list[bool]:
+        asked.extend(urls)
+        return ["_2018_" in url or "_0000_" in url for url in urls]
+
+    records, _, missing = mosaic_records([ROOT], [greenland()], exists=exists)
+    assert sorted(items.mosaic_id(record) for record in records) == [
+        "RGI05A_ANNUAL_2018",
+        "RGI05A_ANNUAL_2018_V02",
+        "RGI05A_STATIC",
+        "RGI05A_STATIC_V02",
+    ]
+    assert len(asked) == len(records) + missing == 82
+    assert asked[0] == f"{ROOT}/v2/static/cog/ITS_LIVE_velocity_120m_RGI05A_0000_v02_v.tif"
+
+
+def test_outlines_end_where_those_of_itslive_end(
+    published: dict[str, dict[str, Any]], real_cubes: list[Cube]
+) -> None:
+    outlines, failures = region_outlines(real_cubes)
+    assert not failures
+    for number, outline in outlines.items():
+        assert outline.is_valid
+        theirs = published[f"RGI{number:02d}A_STATIC"]["bbox"]
+        if number == 19:  # their box is of straight rings, and misses what lies at 180 degrees
+            theirs = [-180, theirs[1], 180, theirs[3]]
+        assert bbox(outline) == pytest.approx(theirs, abs=0.02), number
+
+
+def test_the_outline_is_not_a_box(real_cubes: list[Cube]) -> None:
+    """At the edge of Greenland's box there is no ice, and no mosaic."""
+    outline = region_outlines([cube for cube in real_cubes if cube.rgi == 5])[0][5]
+    filled = outline.area / box(*outline.bounds).area
+    assert 0.2 < filled < 0.7
+
+
+def test_all_mosaics_are_valid(schemas: Any, real_cubes: list[Cube]) -> None:
+    records, _, _ = mosaic_records([ROOT], real_cubes)
+    made = [items.mosaic_item(record) for record in records]
+    assert len(made) == len({item["id"] for item in made}) == 1132
+    small = items.to_geojson(box(0, 0, 1, 1))
+    seen: set[int] = set()
+    for record, item in zip(records, made, strict=True):
+        if record.region == 5 or record.region not in seen:
+            assert schemas.problems(item) == []
+        else:  # the same geometry again: checking its thousand vertices takes most of the time
+            assert schemas.problems(item | {"geometry": small}) == []
+        seen.add(record.region)

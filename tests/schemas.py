@@ -1,0 +1,60 @@
+"""The STAC schemas from the shared folder, offline; tests that need them skip where it is missing.
+
+Test modules can't import each other by name in pytest's ``importlib`` mode: they load this file by
+its path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft7Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
+
+REPO = Path(__file__).parent.parent
+DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
+SCHEMAS = Path(os.environ.get("FIRNLINE_SHARED_SCHEMAS", DATA.parent / "schemas")) / "stac"
+
+_CORE = "https://schemas.stacspec.org/v1.1.0"
+_KINDS = {
+    "Feature": f"{_CORE}/item-spec/json-schema/item.json",
+    "Collection": f"{_CORE}/collection-spec/json-schema/collection.json",
+}
+
+
+class StacSchemas:
+    """Validates STAC objects against the core schema and those of their extensions."""
+
+    def __init__(self, folder: Path = SCHEMAS) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        self._contents = {
+            url.rstrip("#"): json.loads((folder / entry["file"]).read_text())
+            for url, entry in index.items()
+            if entry["file"].endswith(".json")
+        }
+        self._registry: Registry[Any] = Registry().with_resources(
+            [
+                (url, Resource.from_contents(content, default_specification=DRAFT7))
+                for url, content in self._contents.items()
+            ]
+        )
+        self._validators: dict[str, Draft7Validator] = {}
+
+    def _validator(self, url: str) -> Draft7Validator:
+        if url not in self._validators:
+            self._validators[url] = Draft7Validator(self._contents[url], registry=self._registry)
+        return self._validators[url]
+
+    def problems(self, document: dict[str, Any]) -> list[str]:
+        """What is wrong with an item or collection; links, which are not stored, are assumed."""
+        links = [{"rel": "collection", "href": "https://x"}] if "collection" in document else []
+        document = {"links": links, **document}
+        return [
+            f"{document.get('id')}: {'/'.join(map(str, error.path))}: {error.message[:300]} ({url})"
+            for url in (_KINDS[document["type"]], *document["stac_extensions"])
+            for error in self._validator(url).iter_errors(document)
+        ]
