@@ -208,7 +208,8 @@ class Plan:
 def choose_crs(request: Request, cubes: Sequence[CubeItem]) -> str:
     """The CRS asked for, or that whose cubes cover most of the area.
 
-    Where two cover the same (to 0.1 %), the one whose cubes have more image pairs.
+    Where two cover the same (to 0.1 %): that in which the area was given, then that whose cubes
+    have more image pairs.
 
     Raises
     ------
@@ -223,11 +224,12 @@ def choose_crs(request: Request, cubes: Sequence[CubeItem]) -> str:
             )
         return request.out_crs
 
-    def rank(code: str) -> tuple[float, int, str]:
+    def rank(code: str) -> tuple[float, bool, int, str]:
         area = request.area_in(parse_crs(code))
         mine = [cube for cube in cubes if cube.crs == code]
         covered = sum(area.intersection(cube.area).area for cube in mine) / area.area
-        return -round(covered, 3), -sum(cube.pairs for cube in mine), code
+        pairs = sum(cube.pairs for cube in mine)
+        return -round(covered, 3), code != request.crs, -pairs, code
 
     return min(systems, key=rank)
 

@@ -82,7 +82,7 @@ class Request(BaseModel):
         "itslive-cubes", description="What is read: the image-pair cubes."
     )
     variables: tuple[Variable, ...] = Field(
-        ("vx", "vy", "v_error"), min_length=1, description="Variables (mid_date, y, x) to store."
+        ("v_error", "vx", "vy"), min_length=1, description="Variables (mid_date, y, x) to store."
     )
     satellites: tuple[Annotated[str, Field(pattern=r"^[A-Z0-9]{1,4}$")], ...] = Field(
         (),

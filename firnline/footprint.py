@@ -356,9 +356,10 @@ def _unwrap(lonlat: Floats, poles: Floats) -> Floats:
         if abs(turns) > 1:
             raise GeometryError("the polygon goes round the globe more than once")
         pole = 90.0 if turns > 0 else -90.0
-        # Opened at the vertex nearest to the pole, whose way there nothing else of the ring crosses.
+        # Opened at the vertex nearest to the pole: nothing of the ring crosses its way there.
         first = int(np.argmax(ring[:-1, 1] * np.sign(pole)))
-        once_round = np.vstack([ring[first:-1], ring[: first + 1] + [360.0 * turns, 0.0]])
+        once_round = np.vstack([ring[first:-1], ring[: first + 1]])
+        once_round[len(ring) - 1 - first :, 0] += 360.0 * turns
         (start, _), (end, _) = once_round[0], once_round[-1]
         ring = np.vstack([once_round, [[end, pole], [start, pole]], once_round[:1]])
     return ring

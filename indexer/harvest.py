@@ -81,6 +81,41 @@ class Report:
         rows = [asdict(counts) for counts in self.counts.values()]
         return Counts(**{name: sum(row[name] for row in rows) for name in asdict(Counts())})
 
+    @property
+    def added(self) -> int:
+        """Items that were not there before, of all collections."""
+        return self.total.added
+
+    @property
+    def changed(self) -> int:
+        """Items whose content changed, of all collections."""
+        return self.total.changed
+
+    def lines(self, *, failures: int = 20) -> list[str]:
+        """The report for people; of the failures the first so many, each with its reason."""
+        lines = [
+            f"{name}: {counts.added} added, {counts.changed} changed, "
+            f"{counts.unchanged} unchanged, {counts.retired} retired"
+            for name, counts in self.counts.items()
+        ]
+        if self.total == Counts(unchanged=self.total.unchanged):
+            lines.append("nothing changed")
+        if self.repeated:
+            lines.append(
+                f"{self.repeated} cubes are in several catalogs: the last one's were taken"
+            )
+        if self.missing:
+            lines.append(f"{self.missing} mosaics don't exist and were left out")
+        lines.append(f"{self.failed} failed, {self.skipped} skipped")
+        for failure in self.failures[:failures]:
+            place = "" if failure.index is None else f"feature {failure.index} "
+            lines.append(f"  {place}{failure.id or 'without a name'}: {failure.reason}")
+        if len(self.failures) > failures:
+            lines.append(f"  and {len(self.failures) - failures} more (--json lists all)")
+        if self.dry_run:
+            lines.append("dry run: nothing was written")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON has it."""
         return {

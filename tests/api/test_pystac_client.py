@@ -160,11 +160,11 @@ class TestRealCatalog:
     @pytest.mark.parametrize(
         ("crs", "bounds"),
         [
-            ("EPSG:3413", (-900e3, -900e3, 700e3, 700e3)),  # around the north pole
-            ("EPSG:3031", (-600e3, -600e3, 500e3, 500e3)),  # around the south pole
-            ("EPSG:3031", (-150e3, -1400e3, 250e3, -1000e3)),  # across the antimeridian
-            ("EPSG:3031", (-150e3, 1000e3, 250e3, 1400e3)),  # across Greenwich
-            ("EPSG:3413", (-2600e3, -200e3, -900e3, 900e3)),  # Alaska to the Arctic Ocean
+            ("EPSG:3413", (-930e3, -930e3, 720e3, 720e3)),  # around the north pole
+            ("EPSG:3031", (-630e3, -630e3, 520e3, 520e3)),  # around the south pole
+            ("EPSG:3031", (-170e3, -1420e3, 270e3, -1010e3)),  # across the antimeridian
+            ("EPSG:3031", (-170e3, 1010e3, 270e3, 1420e3)),  # across Greenwich
+            ("EPSG:3413", (-2620e3, -220e3, -910e3, 920e3)),  # Alaska to the Arctic Ocean
         ],
     )
     def test_polar_areas(
@@ -172,10 +172,12 @@ class TestRealCatalog:
     ) -> None:
         """Against all cubes moved into the area's own CRS, where nothing is cut or wrapped."""
         area = shapely.box(*bounds)
+        # A footprint keeps its true edges to 100 m: only a touch may go either way.
+        surely, perhaps = area.buffer(-150), area.buffer(150)
         search = real.search(method="POST", intersects=in_lonlat(area, crs), limit=500)
         got = {item.id for item in search.items()}
         assert search.matched() == len(got)
-        expected, near_edge = set(), set()
+        expected, allowed = set(), set()
         for own in {own for _, own, _ in cubes}:
             ids = [id for id, each, _ in cubes if each == own]
             polygons = [polygon for _, each, polygon in cubes if each == own]
@@ -183,14 +185,13 @@ class TestRealCatalog:
                 # Beyond the equator's distance a pole-centred map turns inside out.
                 if polygon is None or max(map(abs, polygon.bounds)) > 1.2e7:
                     continue
-                if polygon.intersects(area):
+                if polygon.intersects(surely):
                     expected.add(id)
-                # A footprint keeps its true edges to 100 m: a touch may go either way.
-                if polygon.boundary.distance(area.boundary) < 150:
-                    near_edge.add(id)
-        assert len(expected - near_edge) > 3
-        assert got - near_edge == expected - near_edge
-        assert got <= expected | near_edge
+                if polygon.intersects(perhaps):
+                    allowed.add(id)
+        assert len(expected) > 5
+        assert expected <= got <= allowed
+        assert len(allowed) < 1.5 * len(expected)
 
     def test_every_cube_is_served_and_valid(self, real: StacClient) -> None:
         ids = [item["id"] for item in real.search(limit=1000).items_as_dicts()]

@@ -369,6 +369,23 @@ def test_report(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     assert row.started <= row.finished
 
 
+def test_report_for_people(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    source = catalog(tmp_path / "catalog.json", *row_of_cubes(2), feature(0, 0, zarr_url=None))
+    lines = harvest(engine, settings, [source], dry_run=True).lines(failures=1)
+    assert lines == [
+        "itslive-cubes: 2 added, 0 changed, 0 unchanged, 0 retired",
+        "velocity-mosaics: 82 added, 0 changed, 0 unchanged, 0 retired",
+        "16 failed, 0 skipped",
+        "  feature 2 without a name: it has no zarr_url",
+        "  and 15 more (--json lists all)",
+        "dry run: nothing was written",
+    ]
+    first = harvest(engine, settings, [source])
+    assert (first.added, first.changed) == (84, 0)
+    assert "nothing changed" not in first.lines()
+    assert "nothing changed" in harvest(engine, settings, [source]).lines()
+
+
 def test_progress(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     source = catalog(tmp_path / "catalog.json", *row_of_cubes(3))
     calls: list[tuple[str, int, int]] = []

@@ -1,0 +1,359 @@
+"""The whole walk on the sample, against plain numpy and against the analytic field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rioxarray  # noqa: F401  registers the accessor
+import xarray as xr
+import zarr
+from sqlalchemy import Engine
+
+from firnline.cache import jobs, worker
+from firnline.cache.opening import open_subset, subset_folder
+from firnline.cache.request import Request
+from firnline.database import get_item, reading
+from firnline.indexer.mirror import Fault, Faults
+from firnline.settings import Settings
+
+VARIABLES = ("v", "v_error", "vx", "vy")
+
+
+def run(engine: Engine, settings: Settings, **inputs: Any) -> tuple[Path, dict[str, Any]]:
+    """Materialise; the folder of the subset and its stored item."""
+    job = jobs.submit(engine, Request.parse(inputs, settings))
+    done = worker.finish(engine, settings, job)
+    assert (done.status, done.message) == ("successful", "done")
+    assert done.subset is not None
+    with reading(engine) as connection:
+        content = get_item(connection, "subsets", done.subset)
+    assert content is not None
+    return subset_folder(engine, settings, done.subset), json.loads(content)
+
+
+def brute_force(
+    sample: Any, aoi: tuple[float, ...], start: str, end: str, names: tuple[str, ...] = VARIABLES
+) -> dict[str, Any]:
+    """The answer by plain numpy from the files: every layer of every cube, one after the other."""
+    left, bottom, right, top = aoi
+    cubes = [c for c in sample.mirror.cubes if c.epsg == 3413]
+    groups = [zarr.open_group(sample.mirror.root / c.path, mode="r") for c in cubes]
+    # pixels whose area meets the AOI's: centres less than half a pixel outside
+    axes = {}
+    for axis, low, high in (("x", left, right), ("y", bottom, top)):
+        values = np.unique(np.concatenate([np.asarray(g[axis][:]) for g in groups]))
+        axes[axis] = values[(values > low - 60) & (values < high + 60)]
+    x, y = axes["x"], axes["y"][::-1]
+    layers: dict[str, dict[str, Any]] = {}
+    for cube, group in zip(cubes, groups, strict=True):
+        gx, gy = np.asarray(group["x"][:]), np.asarray(group["y"][:])
+        # days as float64 carry noise below the microsecond, which is what they mean
+        micro = np.rint(np.asarray(group["mid_date"][:]) * 86_400e6).astype("i8").astype("M8[us]")
+        wanted = (micro >= np.datetime64(start)) & (micro < np.datetime64(end) + 1)
+        in_x, in_y = np.isin(gx, x), np.isin(gy, y)
+        if not (in_x.any() and in_y.any()):
+            continue
+        to_x, to_y = np.searchsorted(x, gx[in_x]), np.searchsorted(-y, -gy[in_y])
+        values = {}
+        for name in names:
+            values[name] = np.asarray(group[name][:])
+            for row, column in cube.absent:  # absent on disk is missing, not 0
+                values[name][:, row * 10 : row * 10 + 10, column * 10 : column * 10 + 10] = -32767
+        for n in np.flatnonzero(wanted):
+            granule = cube.granules[n]
+            layer = layers.setdefault(
+                granule,
+                {"mid_date": micro[n]}
+                | {name: np.full((len(y), len(x)), -32767, "i2") for name in names},
+            )
+            for name in names:
+                layer[name][np.ix_(to_y, to_x)] = values[name][n][np.ix_(in_y, in_x)]
+    order = sorted(layers, key=lambda g: (layers[g]["mid_date"], g))
+    return {
+        "granule": order,
+        "x": x,
+        "y": y,
+        "mid_date": np.array([layers[g]["mid_date"] for g in order]),
+        **{name: np.stack([layers[g][name] for g in order]) for name in names},
+    }
+
+
+@pytest.mark.parametrize("format", ["v3", "v2"])
+def test_pairs_equal_brute_force_bit_for_bit(
+    sample: Any, engine: Engine, settings: Settings, format: str
+) -> None:
+    aoi = sample.mirror.aoi
+    folder, item = run(
+        engine, settings, bbox=aoi, crs="EPSG:3413", datetime="2018-01-01/2019-06-30",
+        variables=VARIABLES, composite=None, strain=False, format=format,
+    )  # fmt: skip
+    expected = brute_force(sample, aoi, "2018-01-01", "2019-06-30")
+    got = xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False)
+    assert [str(name) for name in got.granule.values] == expected["granule"]
+    np.testing.assert_array_equal(got.mid_date.values.astype("M8[us]"), expected["mid_date"])
+    np.testing.assert_array_equal(got.x, expected["x"])
+    np.testing.assert_array_equal(got.y, expected["y"])
+    for name in VARIABLES:
+        assert got[name].dtype == np.int16
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+    decoded = xr.open_zarr(folder / "pairs.zarr")
+    np.testing.assert_array_equal(np.isnan(decoded.vx), expected["vx"] == -32767)
+    assert decoded.rio.crs.to_epsg() == 3413
+    # the sample shares pairs between neighbours: without merging there would be more layers
+    properties = item["properties"]
+    assert properties["firnline:pairs_kept"] - properties["firnline:pairs_merged"] == len(
+        got.mid_date
+    )
+    assert properties["firnline:pairs_merged"] > 0
+    assert zarr.open_group(folder / "pairs.zarr", mode="r").metadata.zarr_format == int(format[1])
+
+
+def test_per_pair_variables_follow_their_granule(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    folder, _ = run(
+        engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413", composite=None, strain=False
+    )
+    got = xr.open_zarr(folder / "pairs.zarr", decode_cf=False).load()
+    expected: dict[str, tuple[float, str, float]] = {}
+    for cube in sample.mirror.cubes:
+        if cube.epsg == 3413:
+            group = zarr.open_group(sample.mirror.root / cube.path, mode="r")
+            columns = [
+                np.asarray(group[name][:]) for name in ("vx_error", "satellite_img1", "date_dt")
+            ]
+            for granule, *values in zip(cube.granules, *columns, strict=True):
+                expected[granule] = tuple(v.item() for v in values)
+    rows = zip(
+        got.granule.values, got.vx_error.values, got.satellite_img1.values, got.date_dt.values,
+        strict=True,
+    )  # fmt: skip
+    for granule, *values in rows:
+        assert (float(values[0]), str(values[1]), float(values[2])) == expected[str(granule)]
+
+
+def test_composites_and_strain_agree_with_the_analytic_field(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    folder, _ = run(
+        engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413", composite="all",
+        strain={"length_scale": 480},
+    )  # fmt: skip
+    composite = xr.open_zarr(folder / "composite.zarr").isel(time=0).load()
+    strain = xr.open_zarr(folder / "strain.zarr").isel(time=0).load()
+    x, y = np.meshgrid(composite.x, composite.y)
+    # all pairs weighted alike in time: the mean of the field over the years of the sample
+    when = np.linspace(2017, 2021, 400)
+    factor = sample.mirror.flow.factor(when).mean()
+    vx, vy = (component * factor for component in sample.mirror.flow.velocity(x, y))
+    for name, truth in (("vx", vx), ("vy", vy)):
+        off = (composite[name].values - truth) / np.hypot(vx, vy)
+        assert np.nanmedian(np.abs(off)) < 0.03, name  # the pairs' dates are a random sample
+    exx, eyy, exy = (field * factor for field in sample.mirror.flow.strain(x, y))
+    scale = np.abs(np.stack([exx, eyy, exy])).max()
+    for name, truth in (("exx", exx), ("eyy", eyy), ("exy", exy)):
+        # a window of 1 km flattens the field's own curvature; noise adds its stated error
+        off = np.abs(strain[name].values - truth)
+        assert np.nanmedian(off) < 0.06 * scale, name
+    assert strain.attrs["window_radius_pixels"] == 4
+    assert strain.attrs["half_length_m"] == 480.0
+    assert strain.exx.attrs["units"] == "year-1"
+    np.testing.assert_allclose(composite.v, np.hypot(composite.vx, composite.vy), rtol=1e-6)
+
+
+def test_composite_is_that_of_the_whole_pairs_array(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    """Tile by tile or all at once is the same."""
+    from firnline.cache.composite import composite, overlap, periods
+
+    small = settings.model_copy(update={"memory_limit": 1})  # forces the smallest tiles
+    folder, item = run(engine, small, bbox=sample.mirror.aoi, crs="EPSG:3413", strain=False)
+    pairs = xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False).load()
+    assert pairs.vx.encoding["shards"][1:] == (20, 20)
+    raw = xr.open_zarr(folder / "pairs.zarr").load()
+    spans = periods("P1Y", pairs.mid_date.values[0], pairs.mid_date.values[-1])
+    weights = overlap(spans, raw.acquisition_date_img1.values, raw.acquisition_date_img2.values)
+    whole = composite(pairs.vx.values, pairs.vx_error.values, weights)
+    got = xr.open_zarr(folder / "composite.zarr").load()
+    np.testing.assert_allclose(got.vx, whole.value, rtol=1e-5, atol=1e-3)
+    assert item["properties"]["firnline:periods"] == [str(s.start)[:4] for s in spans]
+    bounds = got.time_bounds.values.astype("M8[s]")
+    assert bounds[0, 1] == bounds[1, 0]
+
+
+def test_each_chunk_is_fetched_once_and_no_other(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    left, bottom, *_ = sample.mirror.aoi
+    run(
+        engine, settings.model_copy(update={"memory_limit": 40_000_000}),
+        bbox=[left, bottom, left + 2500, bottom + 2500], crs="EPSG:3413", variables=["vx"],
+        composite=None, strain=False,
+    )  # fmt: skip
+    asked = [r.path for r in sample.server.requests if "/vx/" in r.path]
+    assert len(asked) == len(set(asked))
+    cube = next(
+        c for c in sample.mirror.cubes
+        if c.epsg == 3413 and c.bounds[0] <= left < c.bounds[2] and c.bounds[1] <= bottom < c.bounds[3]
+    )  # fmt: skip
+    group = zarr.open_group(sample.mirror.root / cube.path, mode="r")
+    columns = np.flatnonzero(np.abs(np.asarray(group["x"][:]) - left - 1250) < 1250 + 60)
+    rows = np.flatnonzero(np.abs(np.asarray(group["y"][:]) - bottom - 1250) < 1250 + 60)
+    expected = {
+        f"/{cube.path}/vx/0.{i}.{j}"
+        for i in np.unique(rows // 10)
+        for j in np.unique(columns // 10)
+    }
+    assert set(asked) == expected
+
+
+def test_the_same_request_again_is_answered_from_the_store(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    inputs = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "composite": None, "strain": False}
+    _, first = run(engine, settings, **inputs)
+    sample.server.clear()
+    job = jobs.submit(engine, Request.parse(inputs, settings))
+    assert (job.status, job.subset) == ("successful", first["id"])
+    assert sample.server.requests == []
+
+
+def test_files_are_what_the_item_and_the_provenance_say(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    import hashlib
+
+    folder, item = run(engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413")
+    for asset in item["assets"].values():
+        path = folder.parent.parent / asset["href"].removeprefix("firnline:/files/")
+        assert path.exists()
+        if path.is_file():
+            assert path.stat().st_size == asset["file:size"]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    on_disk = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert on_disk == set(provenance["files"]) | {"provenance.json"}
+    for name, about in provenance["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == about["sha256"]
+    assert {s["id"] for s in provenance["sources"]} == {
+        c.name for c in sample.mirror.cubes if c.epsg == 3413
+    }
+    holed = next(c for c in sample.mirror.cubes if c.absent)
+    right = sample.mirror.aoi[2]
+    inside = [column for _, column in holed.absent if holed.bounds[0] + column * 1200 < right]
+    assert provenance["fetched"]["chunks_absent"] == 3 * len(inside) > 0
+    links = [link["href"].rsplit("/", 1)[-1] for link in item["links"]]
+    assert sorted(links) == sorted(s["id"] for s in provenance["sources"])
+    with rasterio.open(folder / "v.tif") as cog:
+        composite = xr.open_zarr(folder / "composite.zarr")
+        np.testing.assert_array_equal(cog.read(), composite.v.values)
+        assert cog.crs.to_epsg() == 3413
+        assert cog.descriptions == tuple(f"v {p}" for p in item["properties"]["firnline:periods"])
+        assert list(cog.transform)[:6] == item["properties"]["proj:transform"]
+
+
+@pytest.mark.parametrize("memory_limit", [1, 2_000_000_000])
+def test_without_pairs_the_composite_is_the_same(
+    sample: Any, engine: Engine, settings: Settings, memory_limit: int
+) -> None:
+    settings = settings.model_copy(update={"memory_limit": memory_limit})
+    area = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413"}
+    with_pairs, _ = run(engine, settings, **area)
+    without, item = run(engine, settings, **area, pairs=False)
+    assert "zarr" not in item["assets"]
+    assert not (without / "pairs.zarr").exists()
+    xr.testing.assert_equal(
+        xr.open_zarr(with_pairs / "composite.zarr").load(),
+        xr.open_zarr(without / "composite.zarr").load(),
+    )
+
+
+def test_filters_keep_what_they_say(sample: Any, engine: Engine, settings: Settings) -> None:
+    area = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "composite": None, "strain": False}
+    everything, _ = run(engine, settings, **area)
+    whole = xr.open_zarr(everything / "pairs.zarr").load()
+    some, item = run(engine, settings, **area, dt_days=[10, 60], satellites=["L8"])
+    part = xr.open_zarr(some / "pairs.zarr").load()
+    days = (
+        whole.date_dt.values.astype("m8[D]").astype(float)
+        if whole.date_dt.dtype.kind == "m"
+        else (whole.date_dt.values)
+    )
+    landsat = (whole.mission_img1 == "L").values & (whole.satellite_img1 == "8").values
+    landsat &= (whole.mission_img2 == "L").values & (whole.satellite_img2 == "8").values
+    expected = landsat & (days >= 10) & (days <= 60)
+    assert 0 < expected.sum() < len(expected)
+    assert part.granule.values.tolist() == whole.granule.values[expected].tolist()
+    assert item["properties"]["firnline:pairs_read"] == 240
+
+
+def test_transfers_that_break_are_made_again(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    """Some chunks come cut short, some corrupted, some not at the first time: same result."""
+    area = {
+        "bbox": sample.mirror.aoi, "crs": "EPSG:3413", "variables": ["vx"],
+        "composite": None, "strain": False,
+    }  # fmt: skip
+    undisturbed, _ = run(engine, settings, **area)
+    faults = [
+        Faults(Fault("status", status=503), rate=0.3, match="*/vx/*", times=1, seed=1),
+        Faults(Fault("cut"), rate=0.3, match="*/vx/*", times=1, seed=2),
+        Faults(Fault("corrupt"), rate=0.3, match="*/vx/*", times=1, seed=3),
+    ]
+    sample.server.faults = lambda *request: next(
+        (fault for plan in faults if (fault := plan(*request)) is not None), None
+    )
+    other = sample.settings(settings.data_dir / "other")
+    from firnline.database import connect
+
+    disturbed, _ = run(connect(other.database), other, **area)
+    sample.server.faults = None
+    one, two = (
+        xr.open_zarr(p / "pairs.zarr", mask_and_scale=False) for p in (undisturbed, disturbed)
+    )
+    np.testing.assert_array_equal(one.vx, two.vx)
+
+
+def test_an_outage_fails_the_job_and_publishes_nothing(
+    sample: Any, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firnline.source._RETRIES", 1)
+    sample.server.faults = Faults(Fault("status", status=500), match="*/vx/*")
+    inputs = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "variables": ["vx"],
+              "composite": None, "strain": False}  # fmt: skip
+    job = worker.finish(engine, settings, jobs.submit(engine, Request.parse(inputs, settings)))
+    sample.server.faults = None
+    assert job.status == "failed"
+    assert "/vx/" in job.message
+    assert "500" in job.message
+    assert job.subset is None
+    assert [p for p in settings.cache_dir.rglob("*") if p.is_file()] == []
+    with reading(engine) as connection:
+        assert get_item(connection, "subsets", Request.parse(inputs, settings).subset_id) is None
+
+
+def test_open_gives_a_dataset(sample: Any, settings: Settings) -> None:
+    import firnline
+
+    aoi = sample.mirror.aoi
+    ds = firnline.open(
+        bbox=list(aoi), crs="EPSG:3413", datetime="2018-01-01/2018-12-31", settings=settings
+    )
+    expected = brute_force(sample, aoi, "2018-01-01", "2018-12-31")
+    np.testing.assert_array_equal(ds.vx.fillna(-32767), expected["vx"])
+    rates = open_subset(
+        bbox=list(aoi), crs="EPSG:3413", datetime="2018-01-01/2018-12-31", settings=settings,
+        dataset="strain",
+    )  # fmt: skip
+    composite = open_subset(
+        bbox=list(aoi), crs="EPSG:3413", datetime="2018-01-01/2018-12-31", settings=settings,
+        dataset="composite",
+    )  # fmt: skip
+    again = firnline.strain(composite, length_scale=500)
+    np.testing.assert_allclose(again.exx, rates.exx, atol=1e-7)

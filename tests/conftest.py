@@ -1,0 +1,99 @@
+"""What all tests share: no network but loopback, and a sample mirror that is harvested once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from firnline.database import connect, migrate
+from firnline.indexer.harvest import harvest
+from firnline.indexer.mirror import MirrorServer
+from firnline.indexer.sample import Mirror, write_mirror
+from firnline.settings import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _only_loopback() -> Iterator[None]:
+    """Refuse connections that leave this machine."""
+    connect_anywhere = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple):
+            host = str(address[0])
+            if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+                raise AssertionError(f"a test tried to reach {host}")
+        connect_anywhere(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        for name in [name for name in os.environ if name.startswith("FIRNLINE_")]:
+            if not name.startswith(("FIRNLINE_TEST_", "FIRNLINE_SHARED_")):
+                patch.delenv(name)
+        yield
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A served sample mirror; ``server.requests`` says what was asked of it."""
+
+    server: MirrorServer
+    mirror: Mirror
+    catalog: Path  # a database that harvested it
+
+    def settings(self, folder: Path, **more: Any) -> Settings:
+        """Settings of an installation of its own that has the mirror's catalog."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.catalog, folder / "firnline.db")
+        return Settings(
+            **{
+                "data_dir": folder,
+                "allowed_sources": (f"{self.server.url}/",),
+                "catalog_urls": (self.mirror.catalog_url,),
+                "mosaic_roots": (self.mirror.mosaic_root,),
+                "lease_seconds": 10.0,
+                "_env_file": None,
+                **more,
+            }
+        )
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
+    """The sample mirror with few pairs and no mosaics, so that tests are quick."""
+    folder = tmp_path_factory.mktemp("sample")
+    with MirrorServer(folder / "mirror") as server:
+        mirror = write_mirror(folder / "mirror", server.url, pairs=60, mosaics=False)
+        settings = Settings(data_dir=folder, allowed_sources=(f"{server.url}/",), _env_file=None)
+        engine = connect(settings.database)
+        migrate(engine)
+        harvest(engine, settings, [mirror.catalog_url], mosaics=False)
+        with engine.connect() as connection:
+            # all of it into the one file that tests copy
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        engine.dispose()
+        yield Sample(server, mirror, folder / "firnline.db")
+
+
+@pytest.fixture
+def settings(sample: Sample, tmp_path: Path) -> Settings:
+    """An installation of its own, with the sample's catalog and an empty cache."""
+    sample.server.faults = None
+    sample.server.clear()
+    return sample.settings(tmp_path / "data")
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    """The database of `settings`."""
+    engine = connect(settings.database)
+    yield engine
+    engine.dispose()
