@@ -16,13 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from firnline import __version__
 from firnline.api import errors, files, health, processes
 from firnline.api.middleware import BodyLimit, Failsafe
-from firnline.api.search import (
-    STAC_VERSION,
-    CatalogClient,
-    ItemsParameters,
-    SearchBody,
-    SearchParameters,
-)
+from firnline.api.parameters import ItemsParameters, SearchBody, SearchParameters
+from firnline.api.search import STAC_VERSION, CatalogClient
 from firnline.database import connect
 from firnline.settings import Settings
 

@@ -7,23 +7,19 @@ SELECT, and joins the stored bytes of the items into one reply: no model is made
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import attr
 import orjson
-from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine, select
 from stac_fastapi.types.core import BaseCoreClient
-from stac_fastapi.types.search import APIRequest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from firnline.api import area, paging, query
-from firnline.api.instants import parse_datetime
+from firnline.api import paging, parameters, query
 from firnline.api.links import (
     GEOJSON,
     HTML,
@@ -37,80 +33,11 @@ from firnline.api.links import (
 )
 from firnline.api.query import Cursor, Search
 from firnline.database import get_item, reading
-from firnline.errors import BBoxError, GeometryError, InputError, NotFoundError, TooLargeError
+from firnline.errors import InputError, NotFoundError
 from firnline.settings import Settings
 from firnline.tables import collections as collections_table
 
 STAC_VERSION = "1.1.0"
-_LONGEST_LIST = 10_000
-
-_BBOX = Query(
-    description="Only items that intersect this box: west,south,east,north in degrees, or with "
-    "heights west,south,lowest,east,north,highest. West > east crosses the antimeridian.",
-    examples=["-50,69,-49,70"],
-)
-_DATETIME = Query(
-    description="Only items whose time overlaps this RFC 3339 instant or interval, open on one "
-    "side with '..'.",
-    examples=["2018-01-01T00:00:00Z/.."],
-)
-_LIMIT = Query(
-    ge=1, description=f"Items in a page; at most {query.MAX_LIMIT:,}, more is taken for that."
-)
-_TOKEN = Query(description="Taken from a `next` link.")
-_COLLECTIONS = Query(description="Only items of these collections, comma-separated.")
-_IDS = Query(description="Only items with these ids, comma-separated.")
-_INTERSECTS = Query(
-    description="Only items that intersect this GeoJSON geometry; not together with bbox."
-)
-
-
-@attr.s
-class SearchParameters(APIRequest):
-    """Query of GET /search (STAC API - Item Search)."""
-
-    collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
-    ids: Annotated[str | None, _IDS] = attr.ib(default=None)
-    bbox: Annotated[str | None, _BBOX] = attr.ib(default=None)
-    intersects: Annotated[str | None, _INTERSECTS] = attr.ib(default=None)
-    datetime: Annotated[str | None, _DATETIME] = attr.ib(default=None)
-    limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
-    token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
-
-
-@attr.s
-class ItemsParameters(APIRequest):
-    """Path and query of GET /collections/{collection_id}/items (OGC API - Features, 7.15).
-
-    Those of a search are taken as well: pystac-client sends `collections` here too.
-    """
-
-    collection_id: Annotated[str, Path(description="Collection id")] = attr.ib()
-    collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
-    ids: Annotated[str | None, _IDS] = attr.ib(default=None)
-    bbox: Annotated[str | None, _BBOX] = attr.ib(default=None)
-    intersects: Annotated[str | None, _INTERSECTS] = attr.ib(default=None)
-    datetime: Annotated[str | None, _DATETIME] = attr.ib(default=None)
-    limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
-    token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
-
-
-class SearchBody(BaseModel):
-    """Body of POST /search (STAC API - Item Search).
-
-    A member that this server does not know is refused: a filter left out unsaid would answer
-    another question than the one asked.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    collections: list[str] | None = Field(None, max_length=_LONGEST_LIST)
-    ids: list[str] | None = Field(None, max_length=_LONGEST_LIST)
-    bbox: list[float] | None = Field(None, description=_BBOX.description)
-    intersects: dict[str, Any] | None = Field(None, description=_INTERSECTS.description)
-    datetime: str | None = Field(None, description=_DATETIME.description)
-    limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
-    token: str | None = Field(None, description=_TOKEN.description)
 
 
 @attr.s
@@ -195,7 +122,7 @@ class CatalogClient(BaseCoreClient):
         with reading(self.engine) as connection:
             content = connection.scalar(
                 select(collections_table.c.content).where(
-                    collections_table.c.id == _stored_text(collection_id)
+                    collections_table.c.id == parameters.stored_text(collection_id)
                 )
             )
         if content is None:
@@ -208,7 +135,9 @@ class CatalogClient(BaseCoreClient):
         """GET /collections/{collection_id}/items/{item_id}."""
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
-            content = get_item(connection, _stored_text(collection_id), _stored_text(item_id))
+            content = get_item(
+                connection, parameters.stored_text(collection_id), parameters.stored_text(item_id)
+            )
         if content is None:
             raise NotFoundError(
                 f"there is no item {item_id[:100]!r} in collection {collection_id[:100]!r}"
@@ -230,15 +159,15 @@ class CatalogClient(BaseCoreClient):
     ) -> Response:
         """GET /collections/{collection_id}/items."""
         request: Request = kwargs["request"]
-        _check_query(request, ItemsParameters)
+        parameters.check_query(request, parameters.ItemsParameters)
         if collections and collection_id not in collections.split(","):
             raise InputError(f"collections: these are the items of {collection_id[:100]!r} only")
         base = self._base(request)
-        search = _search(
-            [_stored_text(collection_id)],
-            _words(ids),
-            _numbers(bbox),
-            _geojson(intersects),
+        search = parameters.normalised(
+            [parameters.stored_text(collection_id)],
+            parameters.words(ids),
+            parameters.numbers(bbox),
+            parameters.geojson(intersects),
             datetime,
             limit,
         )
@@ -262,12 +191,12 @@ class CatalogClient(BaseCoreClient):
     ) -> Response:
         """GET /search."""
         request: Request = kwargs["request"]
-        _check_query(request, SearchParameters)
-        search = _search(
-            _words(collections),
-            _words(ids),
-            _numbers(bbox),
-            _geojson(intersects),
+        parameters.check_query(request, parameters.SearchParameters)
+        search = parameters.normalised(
+            parameters.words(collections),
+            parameters.words(ids),
+            parameters.numbers(bbox),
+            parameters.geojson(intersects),
             datetime,
             limit,
         )
@@ -275,13 +204,13 @@ class CatalogClient(BaseCoreClient):
         return self._page(request, base, search, token, f"{base.url}/search")
 
     def post_search(  # type: ignore[override]
-        self, search_request: SearchBody, **kwargs: Any
+        self, search_request: parameters.SearchBody, **kwargs: Any
     ) -> Response:
         """POST /search."""
         request: Request = kwargs["request"]
         asked = search_request
         limit = query.DEFAULT_LIMIT if asked.limit is None else asked.limit
-        search = _search(
+        search = parameters.normalised(
             asked.collections, asked.ids, asked.bbox, asked.intersects, asked.datetime, limit
         )
         base = self._base(request)
@@ -299,7 +228,7 @@ class CatalogClient(BaseCoreClient):
         here: str,
         links: Iterable[Link] = (),
         *,
-        body: SearchBody | None = None,
+        body: parameters.SearchBody | None = None,
     ) -> Response:
         """One page of a search as GeoJSON.
 
@@ -344,103 +273,7 @@ class CatalogClient(BaseCoreClient):
             raise _no_collection(id)
 
 
-def _search(
-    collections: Sequence[str] | None,
-    ids: Sequence[str] | None,
-    bbox: Sequence[float] | None,
-    intersects: Mapping[str, Any] | None,
-    datetime: str | None,
-    limit: int,
-) -> Search:
-    """The normal form of a search. An empty list restricts nothing, as an absent one."""
-    if bbox is not None and intersects is not None:
-        raise InputError("bbox and intersects can't be given together")
-    where = None
-    if bbox is not None:
-        where = area.from_bbox(bbox)
-    elif intersects is not None:
-        where = area.from_geojson(intersects)
-    start, end = (None, None) if datetime is None else parse_datetime(datetime)
-    return Search(
-        collections=_texts("collections", collections),
-        ids=_texts("ids", ids),
-        area=where,
-        start=start,
-        end=end,
-        limit=min(limit, query.MAX_LIMIT),  # OGC API - Features, /req/core/limit-response: no error
-    )
-
-
-def _texts(name: str, values: Sequence[str] | None) -> tuple[str, ...]:
-    if values is None:
-        return ()
-    if len(values) > _LONGEST_LIST:
-        raise TooLargeError(f"{name} takes {_LONGEST_LIST:,} values at most")
-    if any("\0" in value or not _is_unicode(value) for value in values):
-        raise InputError(f"{name}: an id is Unicode text without NUL")
-    return tuple(dict.fromkeys(values))
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which JSON can spell and no database stores."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _stored_text(id: str) -> str:
-    """An id from a path, as PostgreSQL takes it: it has no NUL, so nothing stored has one."""
-    return id.replace("\0", "\ufffd")
-
-
-def _words(text: str | None) -> list[str] | None:
-    return [word.strip() for word in text.split(",")] if text else None
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise BBoxError(
-            f"bbox {text[:80]!r} is not understood; accepted: west,south,east,north in degrees"
-        ) from None
-
-
-def _geojson(text: str | None) -> Mapping[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise GeometryError("intersects is not JSON; accepted: a GeoJSON geometry") from None
-    if not isinstance(value, dict):
-        raise GeometryError("intersects takes a GeoJSON geometry object")
-    return value
-
-
-def _check_query(request: Request, parameters: type[APIRequest]) -> None:
-    """Refuse parameters that are not known, or given twice.
-
-    OGC API - Features, /req/core/query-param-unknown: a misspelt filter is an error, not a
-    search without it.
-    """
-    known = {field.name for field in attr.fields(parameters)} - set(request.path_params)
-    seen = set()
-    for name, _ in request.query_params.multi_items():
-        if name not in known:
-            raise InputError(
-                f"{name[:80]!r} is not a parameter; accepted: {', '.join(sorted(known))}"
-            )
-        if name in seen:
-            raise InputError(f"{name} is given twice; accepted: one value, comma-separated")
-        seen.add(name)
-
-
-def _next_link(request: Request, here: str, token: str, body: SearchBody | None) -> Link:
+def _next_link(request: Request, here: str, token: str, body: parameters.SearchBody | None) -> Link:
     """The next page (STAC API - Item Search, Paging): for POST with the whole body, not merged."""
     link: Link = {"rel": "next", "type": GEOJSON}
     if body is not None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import shapely
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pyproj import CRS, Geod
+from pyproj import CRS
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -38,6 +38,7 @@ Variable = Literal[
     "chip_size_height", "chip_size_width",
 ]  # fmt: skip
 _LARGEST_POLYGON = 10_000
+_EARTH_RADIUS_KM = 6371.0072  # of the sphere with the area of WGS 84
 
 
 class Strain(BaseModel):
@@ -216,14 +217,20 @@ class Request(BaseModel):
         ------
         TooLargeError
         """
-        west, south, east, north = self.area.bounds
-        step = max(east - west, north - south) / 100
-        ring = shapely.segmentize(self.area, step)
-        lonlat = transformer(parse_crs(self.crs), LONLAT)
-        moved = shapely.transform(ring, lambda xy: np.column_stack(lonlat.transform(*xy.T)))
-        if not np.isfinite(moved.bounds).all():
-            raise BBoxError(f"the area lies outside the domain of {self.crs}")
-        area = abs(Geod(ellps="WGS84").geometry_area_perimeter(moved)[0]) / 1e6
+        crs = parse_crs(self.crs)
+        if crs.is_geographic:
+            # Lambert's cylinder: equal areas, and no trouble with poles or the antimeridian
+            dense = shapely.segmentize(self.area, 0.5)
+            flat = shapely.transform(
+                dense,
+                lambda lonlat: np.radians(lonlat) * (1, 0) + np.sin(np.radians(lonlat)) * (0, 1),
+            )
+            area = flat.area * _EARTH_RADIUS_KM**2
+        else:
+            area = self.area.area / 1e6
+            corners = transformer(crs, LONLAT).transform(*shapely.get_coordinates(self.area).T)
+            if not np.isfinite(corners).all():
+                raise BBoxError(f"the area lies outside the domain of {self.crs}")
         if area > settings.max_aoi_km2:
             raise TooLargeError(
                 f"the area is {area:,.0f} km2; this installation accepts "

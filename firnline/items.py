@@ -267,8 +267,14 @@ def to_https(url: str) -> str:
 
 
 def encode(item: dict[str, Any]) -> bytes:
-    """JSON with sorted keys: the same item is always the same bytes."""
-    return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+    """JSON with sorted keys: the same item is always the same bytes.
+
+    Its own links, if it has any, come last, where those made at reply are put before them.
+    """
+    links = item.get("links")
+    content = {key: value for key, value in item.items() if key != "links"}
+    encoded = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+    return encoded if not links else encoded[:-1] + b',"links":' + orjson.dumps(links) + b"}"
 
 
 def digest(content: bytes) -> str:

@@ -146,7 +146,7 @@ items = Table(
     Column("source", Text, nullable=False),  # the catalog or mosaic root it was harvested from
     Column("updated", Instant, nullable=False),
     UniqueConstraint("collection", "id"),
-    Index("ix_items_newest", text("end_datetime DESC"), "collection", "id"),
+    Index("ix_items_newest", text("end_datetime DESC"), "collection", "id", "start_datetime"),
     Index("ix_items_source", "source"),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,12 @@ class CubeSpec:
     @property
     def x(self) -> npt.NDArray[np.float64]:
         """Centres of the columns, ascending."""
-        return _centres(self.bounds[0], self.bounds[2], PHASE[0])
+        return _centres(self.bounds[0], self.bounds[2], PHASE[0], np.ceil)
 
     @property
     def y(self) -> npt.NDArray[np.float64]:
         """Centres of the rows, descending."""
-        return _centres(self.bounds[1], self.bounds[3], PHASE[1])[::-1]
+        return _centres(self.bounds[1], self.bounds[3], PHASE[1], np.floor)[::-1]
 
     @property
     def ring(self) -> list[list[float]]:
@@ -367,6 +367,13 @@ def _attributes(spec: CubeSpec, count: int, base_url: str) -> dict[str, Any]:
     }
 
 
-def _centres(low: float, high: float, phase: float) -> npt.NDArray[np.float64]:
-    first, last = np.ceil((low - phase) / SPACING), np.ceil((high - phase) / SPACING)
+def _centres(
+    low: float, high: float, phase: float, edge: Callable[[float], float]
+) -> npt.NDArray[np.float64]:
+    """Pixel centres of a tile's side, ascending; `edge` rounds to the lattice as the producers do.
+
+    The first cell edge is not west and not north of the tile's (see ``grid_of_tile`` in
+    ``firnline.items``), so that tiles abut though their sides are no multiples of the spacing.
+    """
+    first, last = edge(low / SPACING), edge(high / SPACING)
     return phase + SPACING * np.arange(first, last, dtype=np.float64)

@@ -45,7 +45,11 @@ def upgrade() -> None:
         ),
         sa.UniqueConstraint("collection", "id", name="uq_items_collection"),
     )
-    op.create_index("ix_items_newest", "items", [sa.text("end_datetime DESC"), "collection", "id"])
+    op.create_index(
+        "ix_items_newest",
+        "items",
+        [sa.text("end_datetime DESC"), "collection", "id", "start_datetime"],
+    )
     op.create_index("ix_items_source", "items", ["source"])
     if on_sqlite:
         op.execute(

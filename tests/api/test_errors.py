@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from firnline import errors
-from firnline.api import search
+from firnline.api import parameters
 from firnline.api.app import create_app
 from firnline.api.errors import STATUS, status_of
 from firnline.settings import Settings
@@ -103,7 +103,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def broken(*_args: object) -> None:
         raise error
 
-    monkeypatch.setattr(search, "_search", broken)
+    monkeypatch.setattr(parameters, "normalised", broken)
 
 
 def test_ready(client: Client, engine: Engine) -> None:
