@@ -1,0 +1,230 @@
+"""Plans over made-up cubes: carrying one out chunk by chunk equals plain slicing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import box
+
+from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
+from firnline.cache.request import Request
+from firnline.cache.sources import CubeItem, OpenCube
+from firnline.cache.stitch import scatter
+from firnline.cube import Array, Cube
+from firnline.errors import (
+    NoCoverageError,
+    SourceCorruptError,
+    SourceMissingError,
+    TooLargeError,
+)
+from firnline.settings import Settings
+
+SETTINGS = Settings(data_dir=Path("/nowhere"), _env_file=None)
+MISSING = -32767
+LEFT, TOP = -300_000.0, -2_000_000.0
+
+
+@dataclass
+class Made:
+    """A cube and its values ``(pair, y, x)``."""
+
+    cube: OpenCube
+    values: np.ndarray[Any, Any]
+
+
+def make_cube(
+    name: str,
+    corner: tuple[int, int],
+    shape: tuple[int, int, int],
+    chunks: tuple[int, int, int],
+    granules: list[str],
+    *,
+    step: float = 120.0,
+    etag: str = '"1"',
+) -> Made:
+    """A cube whose first pixel is (row, column) `corner` of the lattice."""
+    rng = np.random.default_rng(abs(hash((name, corner, shape))) % 2**32)
+    array = Array("vx", ("mid_date", "y", "x"), shape, chunks, np.dtype("i2"), None, None,
+                  attributes={"missing_value": MISSING})  # fmt: skip
+    time = Array("mid_date", ("mid_date",), shape[:1], shape[:1], np.dtype("f8"), None, None)
+    layout = Cube(f"http://x/{name}", etag, {"vx": array, "mid_date": time}, {})
+    days = np.array([int(granule[1:]) // 2 for granule in granules])  # two granules share a date
+    cube = OpenCube(
+        id=name,
+        source=SimpleNamespace(url=f"http://x/{name}"),  # type: ignore[arg-type]
+        layout=layout,
+        x=LEFT + step * (corner[1] + 0.5 + np.arange(shape[2])),
+        y=TOP - step * (corner[0] + 0.5 + np.arange(shape[1])),
+        mid_date=np.datetime64("2018-01-01", "us") + days.astype("m8[D]"),
+        granule=np.array(granules, "S8"),
+        per_pair={},
+    )
+    return Made(cube, rng.integers(-99, 99, shape).astype("i2"))
+
+
+def request(**inputs: Any) -> Request:
+    base = {"crs": "EPSG:3413", "variables": ["vx"], "composite": None, "strain": False}
+    return Request.parse({**base, **inputs}, SETTINGS)
+
+
+def plan_of(asked: Request, made: list[Made], memory_limit: int = 1) -> Plan:
+    cubes = [one.cube for one in made]
+    return make_plan(asked, "EPSG:3413", cubes, memory_limit=memory_limit, max_bytes=10**12)
+
+
+def carry_out(plan: Plan, made: list[Made]) -> tuple[np.ndarray[Any, Any], set[tuple[int, str]]]:
+    """The store that a plan makes, and the chunks that it read."""
+    store = np.full(plan.shape, 7777, "i2")
+    used = set()
+    for tile in plan.tiles:
+        target = np.full((plan.shape[0], *tile.shape), MISSING, "i2")
+        for chunk in plan.chunks(tile, "vx"):
+            array = plan.cubes[chunk.cube].layout.variable("vx")
+            whole = np.full(array.chunks, 555, "i2")  # a chunk on the edge has the full shape
+            corner = [i * n for i, n in zip(chunk.index, array.chunks, strict=True)]
+            window = tuple(slice(c, c + n) for c, n in zip(corner, array.chunks, strict=True))
+            part = made[chunk.cube].values[window]
+            whole[tuple(slice(n) for n in part.shape)] = part
+            moves = plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
+            assert len(moves[0]), "a time chunk without a wanted pair is not read"
+            scatter(target, whole, moves, chunk.rows, chunk.columns)
+            used.add((chunk.cube, chunk.key))
+        store[:, tile.rows, tile.columns] = target
+    return store, used
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_carrying_out_a_plan_equals_slicing(data: st.DataObject) -> None:
+    draw = data.draw
+    heights, widths = (draw(st.lists(st.integers(9, 34), min_size=1, max_size=2)) for _ in range(2))
+    made = []
+    for i, height in enumerate(heights):
+        for j, width in enumerate(widths):
+            names = draw(st.lists(st.integers(0, 40), min_size=1, max_size=9, unique=True))
+            chunks = (draw(st.integers(2, 12)), draw(st.integers(3, 12)), draw(st.integers(3, 12)))
+            corner = (sum(heights[:i]), sum(widths[:j]))
+            shape = (len(names), height, width)
+            granules = [f"g{n:02}" for n in names]
+            made.append(make_cube(f"c{i}{j}", corner, shape, chunks, granules))
+    height, width = sum(heights), sum(widths)
+    row, column = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    rows, columns = draw(st.integers(1, height - row)), draw(st.integers(1, width - column))
+    inset = draw(st.sampled_from([0.0, 1.0, 59.0]))  # metres: any part of a pixel is all of it
+    bbox = [
+        LEFT + 120 * column + inset, TOP - 120 * (row + rows) + inset,
+        LEFT + 120 * (column + columns) - inset, TOP - 120 * row - inset,
+    ]  # fmt: skip
+    days = sorted(draw(st.tuples(st.integers(0, 20), st.integers(0, 20))))
+    start, end = (np.datetime64("2018-01-01") + day for day in days)
+    asked = request(bbox=bbox, datetime=f"{start}/{end}")
+
+    whole: dict[bytes, np.ndarray[Any, Any]] = {}
+    dates: dict[bytes, Any] = {}
+    for one in made:
+        r, c = (round((TOP - one.cube.y[0]) / 120 - 0.5), round((one.cube.x[0] - LEFT) / 120 - 0.5))
+        for n, granule in enumerate(one.cube.granule.tolist()):
+            if start <= one.cube.mid_date[n] <= end:
+                layer = whole.setdefault(granule, np.full((height, width), MISSING, "i2"))
+                layer[r : r + one.values.shape[1], c : c + one.values.shape[2]] = one.values[n]
+                dates[granule] = one.cube.mid_date[n]
+    if not whole:
+        with pytest.raises(NoCoverageError, match="image pairs"):
+            plan_of(asked, made)
+        return
+    order = sorted(whole, key=lambda g: (dates[g], g))
+    expected = np.stack([whole[g][row : row + rows, column : column + columns] for g in order])
+
+    plan = plan_of(asked, made)
+    store, used = carry_out(plan, made)
+    np.testing.assert_array_equal(store, expected)
+    assert plan.layers.granule.tolist() == order
+    np.testing.assert_allclose(plan.x, LEFT + 120 * (column + 0.5 + np.arange(columns)))
+    np.testing.assert_allclose(plan.y, TOP - 120 * (row + 0.5 + np.arange(rows)))
+    assert used == set(plan.uses)
+    assert (plan.source_cube >= 0).all()
+
+
+def test_only_time_chunks_with_wanted_pairs_are_read() -> None:
+    one = make_cube("a", (0, 0), (40, 10, 10), (10, 10, 10), [f"g{n:02}" for n in range(40)])
+    asked = request(
+        bbox=[LEFT, TOP - 1200, LEFT + 1200, TOP], datetime="2018-01-08/2018-01-09"
+    )  # pairs 14 to 17: the second of four chunks
+    plan = plan_of(asked, [one])
+    assert set(plan.uses) == {(0, "vx/1.0.0")}
+    assert plan.summary()["source_chunks"] == 1
+    assert plan.summary()["source_bytes_decoded"] == 10 * 10 * 10 * 2
+    assert plan.summary()["pairs"] == {"read": 40, "kept": 4, "merged": 0}
+
+
+def test_overlapping_cubes_give_each_pixel_to_the_first() -> None:
+    one = make_cube("a", (0, 0), (1, 10, 10), (1, 10, 10), ["g00"])
+    two = make_cube("b", (5, 5), (1, 10, 10), (1, 10, 10), ["g00"])
+    plan = plan_of(request(bbox=[LEFT, TOP - 1800, LEFT + 1800, TOP]), [one, two])
+    owner = np.full((15, 15), -1)
+    owner[5:, 5:] = 1
+    owner[:10, :10] = 0
+    np.testing.assert_array_equal(plan.source_cube, owner)
+    assert [place.shared for place in plan.placements] == [False, True]
+
+
+def test_misfits_are_refused() -> None:
+    one = make_cube("a", (0, 0), (1, 10, 10), (1, 10, 10), ["g00"])
+    asked = request(bbox=[LEFT, TOP - 1200, LEFT + 1200, TOP])
+    shifted = make_cube("b", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"])
+    shifted.cube.x[:] += 30
+    with pytest.raises(SourceCorruptError, match="does not lie on the grid of a"):
+        plan_of(asked, [one, shifted])
+    coarse = make_cube("c", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"], step=240)
+    with pytest.raises(SourceCorruptError, match="grid"):
+        plan_of(asked, [one, coarse])
+    with pytest.raises(SourceMissingError, match="it has vx"):
+        plan_of(request(bbox=[LEFT, TOP - 1200, LEFT + 1200, TOP], variables=["v"]), [one])
+    with pytest.raises(NoCoverageError, match="no pixel"):
+        plan_of(request(bbox=[0, 0, 1200, 1200]), [one])
+    with pytest.raises(TooLargeError, match="FIRNLINE_MAX_JOB_BYTES"):
+        make_plan(asked, "EPSG:3413", [one.cube], memory_limit=1, max_bytes=10)
+
+
+def test_memory_limit_bounds_the_tile() -> None:
+    one = make_cube("a", (0, 0), (50, 200, 200), (50, 10, 10), [f"g{n:02}" for n in range(50)])
+    asked = request(bbox=[LEFT, TOP - 24000, LEFT + 24000, TOP])
+    for limit in (1, 4_000_000, 2_000_000_000):
+        high, wide = plan_of(asked, [one], limit).tile_shape
+        assert high % 20 == wide % 20 == 0
+        assert 50 * high * wide * 2 <= max(limit // 16, 50 * 20 * 20 * 2)
+
+
+def test_a_changed_source_changes_the_fingerprint() -> None:
+    asked = request(bbox=[LEFT, TOP - 1200, LEFT + 1200, TOP])
+    shape = (1, 10, 10)
+    one, two, changed = (
+        plan_of(asked, [make_cube("a", (0, 0), shape, shape, ["g00"], etag=etag)])
+        for etag in ('"1"', '"1"', '"2"')
+    )
+    assert one.fingerprint == two.fingerprint != changed.fingerprint
+
+
+def test_crs_is_that_which_covers_most() -> None:
+    area = box(0, -2_300_000, 40_000, -2_260_000)
+    asked = request(bbox=list(area.bounds))
+    half = CubeItem("polar", "http://x", "EPSG:3413", box(0, -2_300_000, 20_000, -2_260_000), 10)
+    from firnline.crs import parse_crs
+
+    inside = asked.area_in(parse_crs("EPSG:32623")).bounds
+    whole = CubeItem("utm", "http://x", "EPSG:32623", box(*inside), 1)
+    assert choose_crs(asked, [half, whole]) == "EPSG:32623"
+    full = CubeItem("full", "http://x", "EPSG:3413", area, 1)
+    assert choose_crs(asked, [full, whole]) == "EPSG:3413"  # that in which the area was given
+    forced = request(bbox=list(area.bounds), out_crs="EPSG:3413")
+    assert choose_crs(forced, [half, whole]) == "EPSG:3413"
+    with pytest.raises(NoCoverageError, match="EPSG:32623"):
+        choose_crs(request(bbox=list(area.bounds), out_crs="EPSG:3031"), [whole])
+    assert [cube.id for cube in by_coverage(asked, [half, full])] == ["full", "polar"]
