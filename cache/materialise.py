@@ -177,7 +177,7 @@ def _create(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         "chunk": plan.tile_shape,
     }
     if spans:
-        attributes = {
+        attributes: dict[str, Any] = {
             "title": "Velocity composites of ITS_LIVE image pairs, by firnline",
             "comment": "mean of the pairs weighted by their overlap with the period and by "
             "1/error^2, after one robust rejection of outliers, component by component",

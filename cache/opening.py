@@ -29,7 +29,7 @@ def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
         generation = connection.scalar(select(subsets.c.generation).where(subsets.c.id == id))
     if generation is None:
         raise NotFoundError(f"there is no subset {id[:80]!r}")
-    return settings.cache_dir / "subsets" / id / generation
+    return settings.cache_dir / "subsets" / id / str(generation)
 
 
 def open_subset(
@@ -76,7 +76,8 @@ def open_subset(
     path = subset_folder(engine, settings, job.subset) / folders[dataset]
     if not path.exists():
         raise NotFoundError(f"the request asked for no {dataset}")
-    return xr.open_zarr(path, chunks={}, decode_coords="all")
+    opened: xr.Dataset = xr.open_zarr(path, chunks={}, decode_coords="all")
+    return opened
 
 
 def list_subsets(engine: Engine) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ import numpy as np
 from numcodecs import blosc
 
 Raw = np.ndarray[Any, np.dtype[Any]]
-Triple = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 _LEFT_OUT = np.iinfo(np.uint64).max
 
@@ -31,9 +31,9 @@ def write(
     folder: Path,
     values: Raw,
     *,
-    corner: Triple,
-    chunk: Triple,
-    shard: Triple | None,
+    corner: Shape,
+    chunk: Shape,
+    shard: Shape | None,
     fill_value: Any,
     processors: Executor,
 ) -> None:
@@ -81,7 +81,7 @@ def write(
             out.write(google_crc32c.value(raw).to_bytes(4, "little"))
 
 
-def _encode(part: Raw, chunk: Triple, fill_value: Any, *, keep: bool = False) -> bytes:
+def _encode(part: Raw, chunk: Shape, fill_value: Any, *, keep: bool = False) -> bytes:
     """One encoded chunk; empty where all of it is the fill value, unless that is to be kept."""
     if part.shape == chunk:
         whole = np.ascontiguousarray(part)
@@ -97,7 +97,7 @@ def _grid(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[tuple[int, 
     return itertools.product(*(range(math.ceil(n / s)) for n, s in zip(shape, size, strict=True)))
 
 
-def _windows(shard: Triple, chunk: Triple) -> Iterator[tuple[slice, ...]]:
+def _windows(shard: Shape, chunk: Shape) -> Iterator[tuple[slice, ...]]:
     """The chunks of a shard in C order."""
     for index in _grid(shard, chunk):
         yield tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, chunk, strict=True))

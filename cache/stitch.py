@@ -88,17 +88,17 @@ def merge_pairs(tables: Sequence[PairTable]) -> Layers:
     rank = np.empty(len(order) + 1, np.int32)
     rank[order] = np.arange(len(order))
     rank[-1] = -1  # so that -1, not wanted, stays -1
-    names = sorted({name for table in tables for name in table.per_pair})
+    variables = sorted({name for table in tables for name in table.per_pair})
     return Layers(
         mid_date=mid_date[order],
         granule=granule[order],
         per_pair={
-            name: _gather(
-                [t.per_pair.get(name) for t in tables],
+            variable: _gather(
+                [t.per_pair.get(variable) for t in tables],
                 which[order],
-                next(t.missing[name] for t in tables if name in t.missing),
+                next(t.missing[variable] for t in tables if variable in t.missing),
             )
-            for name in names
+            for variable in variables
         },
         of_pair=tuple(rank[layers] for layers in of_pair),
         read=sum(len(table.mid_date) for table in tables),

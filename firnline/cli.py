@@ -230,6 +230,7 @@ def demo(
     """Do the whole job on a small synthetic ITS_LIVE, offline: harvest, search, materialise."""
     from firnline.demo import run
 
+    logs.configure(Settings(log_level="WARNING", _env_file=None))
     run(dir, console=out, progress=lambda: _percent(False), keep_serving=serve)
 
 

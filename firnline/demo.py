@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,12 +13,14 @@ import httpx
 import pystac_client
 from rich.console import Console
 
-from firnline.errors import JobError
+from firnline.errors import InputError, JobError
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
 from firnline.indexer.sample import Mirror, write_mirror
 from firnline.service import Service
 from firnline.settings import Settings
+
+MARK = "SYNTHETIC.txt"
 
 Shown = Callable[[int, str], None]
 
@@ -33,20 +36,24 @@ def run(
 
     Everything goes through what users use: harvest over HTTP, pystac-client, the OGC process.
 
+    `folder` is begun anew, unless it holds something else.
+
     Raises
     ------
     FirnlineError
     """
-    say = lambda text: console.print(text, markup=False)  # noqa: E731
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    _clear(folder)
     with MirrorServer(folder / "mirror") as server:
         mirror = write_mirror(folder / "mirror", server.url)
         say(f"1. A SYNTHETIC ITS_LIVE (no measurements): {len(mirror.cubes)} cubes and "
             f"mosaics of {mirror.region}, served at {server.url}")  # fmt: skip
         settings = demo_settings(folder, mirror)
         with Service(settings, port=0, harvest=False) as service:
-            report = harvest(
-                service.engine, settings, [mirror.catalog_url], exists=_exists(server.url)
-            )
+            report = harvest(service.engine, settings, [mirror.catalog_url], exists=_exists)
             say(f"2. Harvested {report.added} items into {settings.database}")
             found = _search(service.url, mirror)
             say(f"3. pystac-client finds {len(found)} cubes in the area:")
@@ -64,6 +71,17 @@ def run(
                 _wait()
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demo left, and nothing else."""
+    mark = folder / MARK
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise InputError(f"{folder} holds other things; give the demo a folder of its own (--dir)")
+    for name in ("mirror", "data"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text("Written by `firnline demo`: synthetic data, no measurements.\n")
+
+
 def demo_settings(folder: Path, mirror: Mirror) -> Settings:
     """Settings that read the sample mirror and keep everything in the demo's folder."""
     return Settings(
@@ -78,12 +96,10 @@ def demo_settings(folder: Path, mirror: Mirror) -> Settings:
     )
 
 
-def _exists(base: str) -> Callable[[list[str]], list[bool]]:
-    def exists(urls: list[str]) -> list[bool]:
-        with httpx.Client() as client:
-            return [client.head(url).status_code == 200 for url in urls]
-
-    return exists
+def _exists(urls: list[str]) -> list[bool]:
+    """Which of the mosaics the mirror has: a real one has all that the templates name."""
+    with httpx.Client() as client:
+        return [client.head(url).status_code == 200 for url in urls]
 
 
 def _search(url: str, mirror: Mirror) -> list[str]:
@@ -126,7 +142,7 @@ def _materialise(url: str, mirror: Mirror, shown: Shown) -> tuple[dict[str, Any]
 
 def _stored(folder: Path, item: dict[str, Any]) -> Path:
     generation = item["assets"]["zarr"]["href"].split("/")[-2]
-    return folder / "data" / "cache" / "subsets" / item["id"] / generation
+    return folder / "data" / "cache" / "subsets" / str(item["id"]) / str(generation)
 
 
 def _tell(
