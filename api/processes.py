@@ -31,6 +31,7 @@ from firnline.api.links import (
 )
 from firnline.cache import jobs
 from firnline.cache.jobs import Job
+from firnline.cache.opening import ask
 from firnline.cache.request import Request
 from firnline.database import get_item, reading
 from firnline.errors import InputError, NotFoundError
@@ -149,7 +150,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         inputs = {name: _inline(name, value) for name, value in execution.inputs.items()}
         if process_id == "echo":
             return _echo(inputs, execution.response)
-        job = jobs.submit(engine, Request.parse(inputs, settings))
+        job = ask(engine, Request.parse(inputs, settings))
         base = base_of(request)
         reply = _json(_status_info(job, base), status=201)
         reply.headers["Location"] = f"{base.url}/jobs/{job.id}"

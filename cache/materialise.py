@@ -179,6 +179,7 @@ def _create(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
     if spans:
         attributes: dict[str, Any] = {
             "title": "Velocity composites of ITS_LIVE image pairs, by firnline",
+            "source": plan.attribution,
             "comment": "mean of the pairs weighted by their overlap with the period and by "
             "1/error^2, after one robust rejection of outliers, component by component",
         }
@@ -189,6 +190,7 @@ def _create(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         radius, length = radius_for(request.strain.length_scale, plan.geobox.affine.a)
         attributes = {
             "title": "Strain rates of the velocity composites, by firnline",
+            "source": plan.attribution,
             "method": "least-squares plane over a square window",
             "window_radius_pixels": radius,
             "half_length_m": length,

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, select
 
 from firnline.cache import jobs, store, worker
+from firnline.cache.jobs import Job
+from firnline.cache.plan import choose_crs
 from firnline.cache.request import Request
+from firnline.cache.sources import find_cubes
 from firnline.database import connect, migrate, reading
 from firnline.errors import JobError, NotFoundError
 from firnline.settings import Settings
@@ -30,6 +33,21 @@ def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
     if generation is None:
         raise NotFoundError(f"there is no subset {id[:80]!r}")
     return settings.cache_dir / "subsets" / id / str(generation)
+
+
+def ask(engine: Engine, request: Request) -> Job:
+    """Ask for a request: its job, new or the one that there is already.
+
+    What the catalog can't answer is refused here, before anything is queued: this reads the
+    database, not the sources.
+
+    Raises
+    ------
+    NoCoverageError
+        No cube covers the area, or none in the CRS asked for.
+    """
+    choose_crs(request, find_cubes(engine, request))
+    return jobs.submit(engine, request)
 
 
 def open_subset(
@@ -70,7 +88,7 @@ def open_subset(
     settings = settings or Settings()
     engine = connect(settings.database)
     migrate(engine)
-    job = worker.finish(engine, settings, jobs.submit(engine, Request.parse(inputs, settings)))
+    job = worker.finish(engine, settings, ask(engine, Request.parse(inputs, settings)))
     if job.status != "successful" or job.subset is None:
         raise JobError(f"job {job.id} {job.status}: {job.message}")
     path = subset_folder(engine, settings, job.subset) / folders[dataset]

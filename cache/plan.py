@@ -174,6 +174,14 @@ class Plan:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    @cached_property
+    def attribution(self) -> str:
+        """Whose data this is; synthetic cubes say so in their attributes."""
+        for cube in self.cubes:
+            if "SYNTHETIC" in str(cube.layout.attributes.get("title", "")):
+                return "SYNTHETIC sample data, not a measurement"
+        return "Data: NASA MEaSUREs ITS_LIVE, CC-BY-4.0"
+
     @property
     def output_bytes(self) -> int:
         """Size of the pairs' variables, uncompressed."""

@@ -176,7 +176,7 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
         "created": _rfc3339(np.datetime64(datetime.now(UTC).replace(tzinfo=None), "us")),
         "title": _title(plan),
         "description": f"{len(layers):,} layers of {layers.read:,} image pairs from "
-        f"{len(plan.cubes)} ITS_LIVE cubes, stitched and sorted by mid-date.",
+        f"{len(plan.cubes)} ITS_LIVE cubes, stitched and sorted by mid-date. {plan.attribution}.",
         "proj:code": plan.crs,
         "proj:shape": list(plan.shape[1:]),
         "proj:transform": list(affine)[:6],
@@ -257,7 +257,7 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
             long_name=long_name,
             tags={
                 "TITLE": _title(plan),
-                "SOURCE": "NASA MEaSUREs ITS_LIVE image pairs, CC-BY-4.0",
+                "SOURCE": plan.attribution,
                 "SOFTWARE": f"firnline {version('firnline')}",
             },
         )
@@ -296,10 +296,10 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
         x=plan.x,
         y=plan.y,
         crs=plan.crs,
-        title=f"ITS_LIVE velocity and strain rate, "
+        title=f"ITS_LIVE velocity{' and strain rate' if plan.request.strain else ''}, "
         f"{_label(spans[fullest], plan.request.composite or '')}",
         subtitle=f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes",
-        credit=_credit(plan),
+        credit=plan.attribution,
     )
     return {
         "href": "thumbnail.png",
@@ -307,13 +307,6 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
         "title": "Speed with flow arrows, and strain rate",
         "roles": ["thumbnail", "overview"],
     }
-
-
-def _credit(plan: Plan) -> str:
-    attributes = plan.cubes[0].layout.attributes
-    if "synthetic" in json.dumps(dict(attributes)).lower():
-        return "SYNTHETIC sample data, not a measurement"
-    return "Data: NASA MEaSUREs ITS_LIVE, CC-BY-4.0"
 
 
 def _provenance(

@@ -48,10 +48,10 @@ def create_pairs(path: Path, plan: Plan) -> None:
     """
     layers, request = plan.layers, plan.request
     group = _create_group(
-        path, request.format, plan.geobox, plan.x, plan.y, "granule", "source_cube"
+        path, request.format, plan.geobox, (plan.x, plan.y), "granule", "source_cube"
     )
     group.attrs["title"] = "ITS_LIVE image-pair velocities of one area, stitched by firnline"
-    group.attrs["history"] = f"firnline {__version__}: {len(plan.cubes)} cubes stitched"
+    group.attrs["source"] = plan.attribution
     times = layers.mid_date.astype("M8[us]").astype("i8")
     _put(
         group,
@@ -130,7 +130,7 @@ def create_fields(
     chunk
         (y, x) pixels of a chunk.
     """
-    group = _create_group(path, format, geobox, *axes, "time_bounds")
+    group = _create_group(path, format, geobox, axes, "time_bounds")
     group.attrs.update(dict(attributes))
     units = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
 
@@ -248,16 +248,15 @@ def discard(folder: Path) -> None:
 
 
 def _create_group(
-    path: Path, format: Format, geobox: GeoBox, x: Raw, y: Raw, *coordinates: str
+    path: Path, format: Format, geobox: GeoBox, axes: tuple[Raw, Raw], *coordinates: str
 ) -> zarr.Group:
     group = zarr.open_group(path, mode="w", zarr_format=3 if format == "v3" else 2)
     crs = parse_crs(str(geobox.crs))
     group.attrs.update(
         {
             "Conventions": "CF-1.11",
-            "institution": "NASA MEaSUREs ITS_LIVE (source data)",
-            "source": "ITS_LIVE, https://its-live.jpl.nasa.gov",
-            "license": "CC-BY-4.0",
+            "references": "https://its-live.jpl.nasa.gov",
+            "history": f"firnline {__version__}",
             # makes these coordinates in xarray; rioxarray looks for the grid mapping there
             "coordinates": " ".join((GRID_MAPPING, *coordinates)),
         }
@@ -269,7 +268,7 @@ def _create_group(
         "spatial_epsg": crs.to_epsg() or "",
     }
     _put(group, GRID_MAPPING, np.array(0, "i4"), (), mapping)
-    for name, values in (("x", x), ("y", y)):
+    for name, values in zip("xy", axes, strict=True):
         _put(
             group,
             name,

@@ -140,9 +140,9 @@ def materialise(
     as_json: Json = False,
 ) -> None:
     """Materialise an area and a period into one local store with composites and strain rates."""
-    from firnline.cache import jobs, worker
+    from firnline.cache import worker
     from firnline.cache.materialise import plan_request
-    from firnline.cache.opening import subset_folder
+    from firnline.cache.opening import ask, subset_folder
     from firnline.cache.request import Request
 
     settings = _settings()
@@ -169,7 +169,7 @@ def materialise(
         else:
             _print_pairs(summary)
         return
-    job = jobs.submit(engine, request)
+    job = ask(engine, request)
     if wait:
         with _stop_on_signal() as stop, _percent(as_json) as shown:
             job = worker.finish(engine, settings, job, stop=stop, shown=shown)

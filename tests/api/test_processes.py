@@ -68,6 +68,21 @@ def schemas() -> Schemas:
     return Schemas(SCHEMAS)
 
 
+@pytest.fixture(autouse=True)
+def cube(engine: Engine) -> None:
+    """A cube that covers what the tests ask for: without one they would be refused."""
+    properties = {
+        "datetime": None,
+        "start_datetime": "2018-01-01T00:00:00Z",
+        "end_datetime": "2019-01-01T00:00:00Z",
+        "proj:code": "EPSG:3413",
+        "proj:bbox": [-1e6, -3e6, 1e6, -1e6],
+    }
+    assets = {"zarr": {"href": "https://its-live-data.s3.amazonaws.com/x.zarr"}}
+    area = box(-60, 60, -30, 80)
+    put(engine, [make_item("cube", area, properties=properties, assets=assets)])
+
+
 def submit(client: Client, **inputs: Any) -> dict[str, Any]:
     body = {"inputs": {**INPUTS, **inputs}}
     return client.post("/processes/materialise/execution", body, status=201)
