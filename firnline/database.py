@@ -20,7 +20,16 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    NotSupportedError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
@@ -36,6 +45,7 @@ from firnline.tables import (
 _DAY = 86_400_000_000  # microseconds
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
 _BATCH = 500
+_OF_STATEMENTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,12 @@ def connect(url: str) -> Engine:
     ------
     InputError
         The URL is not an SQLite or PostgreSQL one, or its driver is not installed.
+    DatabaseError
+        The folder of an SQLite database can't be made.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number is a ValueError
         raise InputError(
             "FIRNLINE_DATABASE_URL is not a database URL; "
             "accepted: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
@@ -94,8 +106,16 @@ def connect(url: str) -> Engine:
     if backend != "sqlite":
         raise InputError(f"{backend} is not supported; accepted: sqlite, postgresql")
     if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed)
+        try:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"{error.filename} can't be made: {error.strerror}") from None
+    try:
+        engine = create_engine(parsed)
+    except NoSuchModuleError:
+        raise InputError(
+            f"{parsed.drivername} is not supported; accepted: sqlite, postgresql"
+        ) from None
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -143,10 +163,12 @@ def _translated() -> Iterator[None]:
     except DBAPIError as error:
         if "no such table" in str(error.orig) or "UndefinedTable" in type(error.orig).__name__:
             raise DatabaseError("the database has no schema yet: run `firnline migrate`") from error
-        if isinstance(error, OperationalError):
-            reason = str(error.orig).strip().splitlines()[0]
-            raise DatabaseError(f"the database did not answer: {reason}") from error
-        raise
+        if isinstance(error, _OF_STATEMENTS):
+            raise  # a bug of ours or a row that exists, not an outage
+        reason = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
+        raise DatabaseError(f"the database did not answer: {reason}") from error
+    except PoolTimeout as error:
+        raise DatabaseError("the database did not answer: no connection became free") from error
 
 
 def migrate(engine: Engine) -> None:

@@ -57,7 +57,7 @@ def check_allowed(url: str, allowed: Sequence[str]) -> str:
             ).startswith(prefix):
                 return url
     raise SourceNotAllowedError(
-        f"{parts.scheme}://{parts.hostname or ''}{parts.path} is not an allowed source; "
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} is not an allowed source; "
         f"FIRNLINE_ALLOWED_SOURCES accepts: {', '.join(allowed) or 'nothing'}"
     )
 

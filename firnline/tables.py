@@ -146,8 +146,15 @@ items = Table(
     Column("source", Text, nullable=False),  # the catalog or mosaic root it was harvested from
     Column("updated", Instant, nullable=False),
     UniqueConstraint("collection", "id"),
-    Index("ix_items_newest", text("end_datetime DESC"), "collection", "id", "start_datetime"),
     Index("ix_items_source", "source"),
+    Index("ix_items_footprint", "footprint", postgresql_using="gist").ddl_if(dialect="postgresql"),
+)
+Index(
+    "ix_items_newest",
+    items.c.end_datetime.desc(),
+    items.c.collection,
+    items.c.id,
+    items.c.start_datetime,
 )
 
 # On SQLite only, made by the first migration: the boxes of an item's footprint, with time as the

@@ -40,10 +40,8 @@ def upgrade() -> None:
         sa.Column("source", sa.Text, nullable=False),
         sa.Column("updated", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_items"),
-        sa.ForeignKeyConstraint(
-            ["collection"], ["collections.id"], name="fk_items_collection_collections"
-        ),
-        sa.UniqueConstraint("collection", "id", name="uq_items_collection"),
+        sa.ForeignKeyConstraint(["collection"], ["collections.id"], name="fk_items_collection"),
+        sa.UniqueConstraint("collection", "id", name="uq_items_collection_id"),
     )
     op.create_index(
         "ix_items_newest",
@@ -115,9 +113,7 @@ def upgrade() -> None:
         sa.Column("tile", sa.Integer, nullable=False),
         sa.Column("manifest", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("job", "tile", name="pk_job_tiles"),
-        sa.ForeignKeyConstraint(
-            ["job"], ["jobs.id"], name="fk_job_tiles_job_jobs", ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["job"], ["jobs.id"], name="fk_job_tiles_job", ondelete="CASCADE"),
     )
 
 
