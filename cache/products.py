@@ -232,10 +232,10 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
 
     labels = [_label(span, plan.request.composite or "") for span in spans]
     described = {
-        "v": ("speed", "m/year"),
-        "vx": ("velocity along x of the grid", "m/year"),
-        "vy": ("velocity along y of the grid", "m/year"),
-        "v_error": ("standard error of the speed", "m/year"),
+        "v": ("speed", "meter/year"),
+        "vx": ("velocity along x of the grid", "meter/year"),
+        "vy": ("velocity along y of the grid", "meter/year"),
+        "v_error": ("standard error of the speed", "meter/year"),
         "count": ("image pairs used", "1"),
     } | {name: (FIELDS[name]["long_name"], FIELDS[name]["units"]) for name in STRAIN_MAPS}
     maps = [(store.COMPOSITE, name) for name in VELOCITY_MAPS]

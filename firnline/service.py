@@ -33,6 +33,11 @@ class Service:
     worker, harvest
         Whether to do jobs, and to harvest an empty catalog, in threads of this process.
 
+    Attributes
+    ----------
+    url
+        Address of the API.
+
     Raises
     ------
     InputError
@@ -62,7 +67,8 @@ class Service:
             self._socket = socket.create_server((host, port))
         except OSError as error:
             raise InputError(f"can't listen on {host}:{port}: {error.strerror}") from None
-        self._host = host
+        address = f"[{host}]" if ":" in host else host
+        self.url = f"http://{address}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             create_app(settings, self._engine),
             log_level="warning",
@@ -76,12 +82,6 @@ class Service:
         """The database that is served."""
         return self._engine
 
-    @property
-    def url(self) -> str:
-        """Address of the API."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._socket.getsockname()[1]}"
-
     def run(self) -> None:
         """Serve in this thread until interrupted."""
         log.info("serving", url=self.url, docs=f"{self.url}/api.html")
@@ -89,7 +89,7 @@ class Service:
         try:
             self._server.run(sockets=[self._socket])
         finally:
-            self._end_threads()
+            self.close()
 
     def __enter__(self) -> Service:
         """Serve from a thread until the block ends."""
@@ -104,7 +104,7 @@ class Service:
 
     def __exit__(self, *exc: object) -> None:
         self._server.should_exit = True
-        self._end_threads()
+        self.close()
 
     def _start_threads(self) -> None:
         if self._harvest and is_empty(self._engine):
@@ -118,7 +118,8 @@ class Service:
         thread.start()
         self._threads.append(thread)
 
-    def _end_threads(self) -> None:
+    def close(self) -> None:
+        """Stop the threads and give back the port; a job under way goes back to the queue."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=15)

@@ -1,0 +1,87 @@
+"""The service as it is started: harvest of an empty catalog, search, a job, an orderly end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pystac_client
+import pytest
+from shapely.geometry import box, mapping
+
+from firnline.errors import InputError
+from firnline.footprint import footprint
+from firnline.service import Service
+from firnline.settings import Settings
+
+
+def wait_for(what: Any, seconds: float = 60) -> Any:
+    """The first true answer of `what`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := what():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("it did not come to pass")
+
+
+def test_from_nothing_to_a_subset(sample: Any, tmp_path: Path) -> None:
+    """Everything that `firnline serve` promises, through HTTP alone."""
+    settings = sample.settings(tmp_path / "data")
+    (tmp_path / "data" / "firnline.db").unlink()  # an installation that was never used
+    with Service(settings, port=0) as service:
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        catalog = pystac_client.Client.open(service.url)
+        aoi = footprint(box(*sample.mirror.aoi), "EPSG:3413")
+
+        def found() -> set[str]:
+            search = catalog.search(collections=["itslive-cubes"], intersects=mapping(aoi))
+            return {item.id for item in search.items()}
+
+        assert wait_for(found) == {cube.name for cube in sample.mirror.cubes}
+        answer = httpx.post(
+            f"{service.url}/processes/materialise/execution",
+            json={"inputs": {"bbox": list(sample.mirror.aoi), "crs": "EPSG:3413", "pairs": False}},
+        )
+        assert answer.status_code == 201
+        job = wait_for(
+            lambda: (j := httpx.get(answer.headers["location"]).json())["progress"] == 100 and j
+        )
+        assert job["status"] == "successful"
+        subsets = list(catalog.search(collections=["subsets"], intersects=mapping(aoi)).items())
+        assert len(subsets) == 1
+        assert httpx.get(answer.headers["location"] + "/results").json()["subset"]["href"] == (
+            subsets[0].get_self_href()
+        )
+        derived = {link.href.rsplit("/", 1)[-1] for link in subsets[0].get_links("derived_from")}
+        assert derived == {c.name for c in sample.mirror.cubes if c.epsg == 3413}
+        image = httpx.get(subsets[0].assets["thumbnail"].href)
+        assert image.headers["content-type"] == "image/png"
+        assert len(image.content) == subsets[0].assets["thumbnail"].extra_fields["file:size"]
+        refused = httpx.post(
+            f"{service.url}/processes/materialise/execution",
+            json={"inputs": {"bbox": [0, 0, 1, 1]}},
+        )
+        assert refused.status_code == 400
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert "no cube of the catalog covers this area" in refused.json()["detail"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{service.url}/readyz")
+
+
+def test_a_public_address_needs_a_word(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, _env_file=None)
+    with pytest.raises(InputError, match="FIRNLINE_API_KEYS_REQUIRED"):
+        Service(settings, host="0.0.0.0")
+    allowed = settings.model_copy(update={"api_keys_required": False})
+    Service(allowed, host="0.0.0.0", port=0, harvest=False).close()
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, _env_file=None)
+    with Service(settings, port=0, harvest=False, worker=False) as service:
+        port = int(service.url.rsplit(":", 1)[-1])
+        with pytest.raises(InputError, match=f"can't listen on 127.0.0.1:{port}"):
+            Service(settings, port=port)
