@@ -85,7 +85,9 @@ def problem(
 def failure(error: Exception, instance: str) -> Response:
     """The answer to any error that a handler or the outermost guard has caught."""
     status = status_of(error)
-    if status >= 500:
+    if isinstance(error, errors.DatabaseError):
+        _log.error("%s failed: %s", instance, error)  # an outage: its stack tells nothing
+    elif status >= 500:
         _log.error("%s failed", instance, exc_info=error)
     if status in (500, 503):
         detail, headers = (_DATABASE, {"Retry-After": "5"}) if status == 503 else (_INTERNAL, None)

@@ -268,7 +268,9 @@ class CatalogClient(BaseCoreClient):
         """An empty page of a collection's items: is there such a collection at all?"""
         id = request.path_params.get("collection_id")
         if id is not None and not connection.scalar(
-            select(collections_table.c.id).where(collections_table.c.id == id)
+            select(collections_table.c.id).where(
+                collections_table.c.id == parameters.stored_text(id)
+            )
         ):
             raise _no_collection(id)
 

@@ -45,6 +45,7 @@ from firnline.tables import (
 _DAY = 86_400_000_000  # microseconds
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
 _BATCH = 500
+_MIGRATION_LOCK = 7_237_428  # any number that nothing else in the database locks
 _OF_STATEMENTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
@@ -180,6 +181,10 @@ def migrate(engine: Engine) -> None:
     config.set_main_option("script_location", "firnline:migrations")
     config.set_main_option("path_separator", "os")
     with writing(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            # of several that start at once one migrates, the others wait and find it done;
+            # on SQLite the transaction's own lock does the same
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from firnline.api.app import create_app
 from firnline.cache import worker
 from firnline.database import connect, is_empty, migrate
-from firnline.errors import FirnlineError, InputError
+from firnline.errors import FirnlineError, InputError, SourceUnreachableError
 from firnline.indexer.harvest import harvest
 from firnline.settings import Settings
 
@@ -84,7 +84,7 @@ class Service:
 
     def run(self) -> None:
         """Serve in this thread until interrupted."""
-        log.info("serving", url=self.url, docs=f"{self.url}/api.html")
+        log.info("serving", url=self._settings.public_url or self.url)
         self._start_threads()
         try:
             self._server.run(sockets=[self._socket])
@@ -133,15 +133,21 @@ class Service:
             if total and done == total:
                 log.info("harvest", phase=phase, items=total)
 
-        try:
-            report = harvest(
-                self._engine, self._settings, self._settings.catalog_urls, progress=progress
-            )
-        except FirnlineError as error:
-            log.error("harvest failed; try `firnline harvest`", reason=str(error))
-        else:
-            for line in report.lines():
-                log.info(line)
+        while not self._stop.is_set():
+            try:
+                report = harvest(
+                    self._engine, self._settings, self._settings.catalog_urls, progress=progress
+                )
+            except SourceUnreachableError as error:
+                log.error("harvest failed, trying again in a minute", reason=str(error))
+                self._stop.wait(60)
+            except FirnlineError as error:
+                log.error("harvest failed; try `firnline harvest`", reason=str(error))
+                return
+            else:
+                for line in report.lines():
+                    log.info(line)
+                return
 
 
 def _is_loopback(host: str) -> bool:

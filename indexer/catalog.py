@@ -48,7 +48,7 @@ class Failure:
     """Id or URL, as far as it could be read."""
     reason: str
     skipped: bool = False
-    """True for what the source itself says is not there."""
+    """True for what the source itself says is not there, and for regions it does not tell of."""
     source: str | None = None
     """The catalog that it is in."""
 

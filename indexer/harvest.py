@@ -67,12 +67,12 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Number of failures that are not the source's own 'this does not exist'."""
+        """Number of features that could not be made items though they should be."""
         return sum(not failure.skipped for failure in self.failures)
 
     @property
     def skipped(self) -> int:
-        """Number of features that the source says don't exist."""
+        """Number of features and regions that are not there, by what the source says."""
         return sum(failure.skipped for failure in self.failures)
 
     @property

@@ -91,7 +91,7 @@ def mosaic_records(
     -------
     records
     failures
-        A region without known cubes has no outline, and thus no item.
+        A region without known cubes has no outline, and thus no item: it's skipped.
     missing
         How many mosaics don't exist.
     """
@@ -135,6 +135,7 @@ def region_outlines(cubes: Iterable[Cube]) -> tuple[dict[int, Outline], list[Fai
                     None,
                     region_id(region.number),
                     f"its mosaics have no outline: no known cube lies in RGI region {numbers}",
+                    skipped=True,
                 )
             )
     return outlines, failures

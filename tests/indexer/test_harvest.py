@@ -360,7 +360,8 @@ def test_report(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     document = json.loads(report.to_json())
     assert document["added"] == 2 + 82
     assert document["collections"]["itslive-cubes"]["added"] == 2
-    assert document["failed"] == len(document["failures"]) == 15
+    assert document["skipped"] == len(document["failures"]) == 15
+    assert document["failed"] == 0
     assert document["sources"] == [source]
     with reading(engine) as connection:
         row = connection.execute(select(harvests)).one()
@@ -375,7 +376,7 @@ def test_report_for_people(engine: Engine, settings: Settings, tmp_path: Path) -
     assert lines == [
         "itslive-cubes: 2 added, 0 changed, 0 unchanged, 0 retired",
         "velocity-mosaics: 82 added, 0 changed, 0 unchanged, 0 retired",
-        "16 failed, 0 skipped",
+        "1 failed, 15 skipped",
         "  feature 2 without a name: it has no zarr_url",
         "  and 15 more (--json lists all)",
         "dry run: nothing was written",
