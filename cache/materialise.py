@@ -82,11 +82,12 @@ def plan_request(engine: Engine, settings: Settings, request: Request) -> Plan:
     found = find_cubes(engine, request)
     crs = choose_crs(request, found)
     chosen = by_coverage(request, [cube for cube in found if cube.crs == crs])
-    with ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open") as executor:
-        cubes = [
-            open_cube(cube, Source(cube.href, allowed=settings.allowed_sources), executor)
-            for cube in chosen
-        ]
+    requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open")
+    with requests, ThreadPoolExecutor(4, thread_name_prefix="cube") as openers:
+        sources = [Source(cube.href, allowed=settings.allowed_sources) for cube in chosen]
+        cubes = list(
+            openers.map(lambda cube, source: open_cube(cube, source, requests), chosen, sources)
+        )
     return make_plan(
         request,
         crs,
@@ -114,8 +115,6 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
     work = work_folder(settings, job)
     done = _resume(engine, job, plan, work)
     spans = _periods(plan)
-    if not done:
-        _create(plan, work, spans)
     counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
     pulse.say(90, "strain rates")
     if request.strain:
@@ -218,9 +217,13 @@ def _run_tiles(
     parts: dict[str, Composite] = {}
 
     fetcher = Fetcher(plan, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8)
-    with fetcher:
+    with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
+        # the empty stores are made while the first chunks come
+        created = creator.submit(_create, plan, work, spans) if not done else None
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order)):
             pulse.check()
+            if created is not None:
+                created.result()
             if plan.request.pairs:
                 store.write(work / store.PAIRS, variable, tile, values, fetcher.processors)
             if spans and variable in ("vx", "vy"):

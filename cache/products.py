@@ -75,7 +75,7 @@ def make(
                 "title": title,
                 "roles": ["data"],
                 "xarray:open_kwargs": {"engine": "zarr", "chunks": {}, "consolidated": True},
-                "file:size": sum(size for _, size, _ in store.files(work / name)),
+                "file:size": store.size(work / name),
             }
     if spans:
         assets |= _maps(plan, work, spans)
@@ -90,7 +90,7 @@ def make(
         properties=_properties(plan, spans),
         assets=assets,
         sources=sources,
-        size=sum(file.stat().st_size for file in work.rglob("*") if file.is_file()),
+        size=store.size(work),
     )
 
 

@@ -223,6 +223,11 @@ def _chunk_files(folder: Path) -> int:
     )
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def files(folder: Path) -> Iterator[tuple[str, int, str]]:
     """Each file below a folder: relative path, bytes, SHA-256."""
     for file in sorted(folder.rglob("*")):
