@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from firnline.cache.request import Request
 from firnline.database import reading, writing
@@ -73,39 +74,44 @@ def submit(engine: Engine, request: Request, *, refresh: bool = False) -> Job:
     The same request while a job for it lives gives that job; when its subset is there and fresh,
     a job that is successful already. `refresh` asks for a new generation all the same.
     """
-    now = _now()
     with writing(engine) as connection:
+        now = _now()
         same = jobs.c.request_key == request.key
-        living = connection.execute(
-            select(*_COLUMNS).where(same, jobs.c.status.in_(LIVING))
-        ).one_or_none()
-        if living is not None:
-            return _job(living)
         fresh = (subsets.c.request_key == request.key) & ~subsets.c.stale
-        subset = None if refresh else connection.scalar(select(subsets.c.id).where(fresh))
-        values: dict[str, Any] = {
-            "id": str(uuid.uuid4()),
-            "request_key": request.key,
-            "request": json.dumps(request.to_inputs()),
-            "status": "accepted",
-            "message": "waiting for a worker",
-            "progress": 0,
-            "attempt": 0,
-            "created": now,
-            "updated": now,
-        }
-        if subset is not None:
-            connection.execute(update(subsets).where(fresh).values(last_used=now))
-            values |= {
-                "status": "successful",
-                "message": "answered from the cache",
-                "progress": 100,
-                "subset": subset,
-                "started": now,
-                "finished": now,
+        while True:
+            living = connection.execute(
+                select(*_COLUMNS).where(same, jobs.c.status.in_(LIVING))
+            ).one_or_none()
+            if living is not None:
+                return _job(living)
+            subset = None if refresh else connection.scalar(select(subsets.c.id).where(fresh))
+            values: dict[str, Any] = {
+                "id": str(uuid.uuid4()),
+                "request_key": request.key,
+                "request": json.dumps(request.to_inputs()),
+                "status": "accepted",
+                "message": "waiting for a worker",
+                "progress": 0,
+                "attempt": 0,
+                "created": now,
+                "updated": now,
             }
-        connection.execute(insert(jobs).values(values))
-        return _get(connection, values["id"])
+            if subset is not None:
+                connection.execute(update(subsets).where(fresh).values(last_used=now))
+                values |= {
+                    "status": "successful",
+                    "message": "answered from the cache",
+                    "progress": 100,
+                    "subset": subset,
+                    "started": now,
+                    "finished": now,
+                }
+            dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+            inserted = connection.scalar(
+                dialect.insert(jobs).values(values).on_conflict_do_nothing().returning(jobs.c.id)
+            )
+            if inserted is not None:  # else the same was asked for at this moment: take that job
+                return _get(connection, inserted)
 
 
 def get(engine: Engine, id: str) -> Job:
@@ -142,16 +148,13 @@ def dismiss(engine: Engine, id: str) -> Job:
     ConflictError
         The job has ended already.
     """
-    now = _now()
     with writing(engine) as connection:
+        # a worker that is about to end it well goes first, or comes too late
+        connection.execute(select(jobs.c.id).where(jobs.c.id == id).with_for_update())
         job = _get(connection, id)
         if not job.living:
             raise ConflictError(f"job {id} has ended already: {job.status}")
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id == id)
-            .values(status="dismissed", message="dismissed", finished=now, updated=now, owner=None)
-        )
+        _end(connection, id, "dismissed", "dismissed")
         return _get(connection, id)
 
 
@@ -169,14 +172,14 @@ def claim(engine: Engine, owner: str, lease: float, *, only: str | None = None) 
     only
         Id of the one job that is taken, if it can be.
     """
-    now = _now()
-    claimable = or_(
-        jobs.c.status == "accepted",
-        and_(jobs.c.status == "running", jobs.c.lease_expires < now),
-    )
-    if only is not None:
-        claimable = and_(claimable, jobs.c.id == only)
     with writing(engine) as connection:
+        now = _now()  # once the lock is there, for which this may have waited
+        claimable = or_(
+            jobs.c.status == "accepted",
+            and_(jobs.c.status == "running", jobs.c.lease_expires < now),
+        )
+        if only is not None:
+            claimable = and_(claimable, jobs.c.id == only)
         while True:
             # SKIP LOCKED is PostgreSQL's; SQLite leaves it out and has the whole lock already.
             row = connection.execute(
@@ -223,13 +226,13 @@ def beat(
     JobDismissedError, JobLostError
         The worker has to stop: nothing more that it does counts.
     """
-    now = _now()
-    values: dict[str, Any] = {"lease_expires": now + timedelta(seconds=lease), "updated": now}
-    if progress is not None:
-        values["progress"] = progress
-    if message is not None:
-        values["message"] = message
     with writing(engine) as connection:
+        now = _now()
+        values: dict[str, Any] = {"lease_expires": now + timedelta(seconds=lease), "updated": now}
+        if progress is not None:
+            values["progress"] = progress
+        if message is not None:
+            values["message"] = message
         _fenced(connection, job, values)
 
 
@@ -276,11 +279,14 @@ def fail(engine: Engine, job: Job, reason: str) -> None:
 def release(engine: Engine, job: Job) -> None:
     """Hand a job back to the queue: this worker is being stopped."""
     with writing(engine) as connection:
-        _fenced(
-            connection,
-            job,
-            {"status": "accepted", "owner": None, "attempt": job.attempt - 1, "updated": _now()},
-        )
+        values = {
+            "status": "accepted",
+            "message": "waiting for a worker",
+            "owner": None,
+            "attempt": job.attempt - 1,
+            "updated": _now(),
+        }
+        _fenced(connection, job, values)
 
 
 def _end(connection: Connection, id: str, status: str, message: str) -> None:

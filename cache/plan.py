@@ -137,12 +137,11 @@ class Plan:
         return [int(t) for t in np.unique(np.flatnonzero(self.layers.of_pair[cube] >= 0) // size)]
 
     def moves(self, cube: int, time: int, size: int) -> tuple[Raw, Raw]:
-        """Wanted pairs of a time chunk of `size`, and their layers, in the order of the layers."""
+        """Wanted pairs of a time chunk of `size`, and their layers, in the order of the pairs."""
         key = cube, time, size
         if key not in self._moves:
             layers = self.layers.of_pair[cube][time * size : (time + 1) * size]
             pairs = np.flatnonzero(layers >= 0)
-            pairs = pairs[np.argsort(layers[pairs], kind="stable")]
             self._moves[key] = pairs, layers[pairs].astype(np.intp)
         return self._moves[key]
 

@@ -111,35 +111,29 @@ def run_next(
     say.info("job claimed")
     work = work_folder(settings, job)
     try:
-        with Heartbeat(engine, job, settings.lease_seconds, stop, shown) as pulse:
-            subset = materialise(engine, settings, job, pulse)
-        say.info("job done", subset=subset)
-    except Stopped:
-        jobs.release(engine, job)
-        say.info("job handed back")
+        try:
+            with Heartbeat(engine, job, settings.lease_seconds, stop, shown) as pulse:
+                subset = materialise(engine, settings, job, pulse)
+            say.info("job done", subset=subset)
+        except Stopped:
+            jobs.release(engine, job)
+            say.info("job handed back")
+        except (DatabaseError, JobLostError, JobDismissedError):
+            raise
+        except FirnlineError as error:
+            jobs.fail(engine, job, str(error))
+            store.discard(work)  # after that: only who holds the job may touch its folder
+            say.warning("job failed", reason=str(error))
+        except Exception as error:  # noqa: BLE001  whatever it is, the job must end with a reason
+            say.exception("job failed")
+            jobs.fail(engine, job, f"internal error: {type(error).__name__}")
+            store.discard(work)
     except JobLostError:
         say.warning("job lost to another worker")  # who has it now also has its folder
     except JobDismissedError:
         store.discard(work)
         say.info("job dismissed")
-    except DatabaseError:
-        raise
-    except FirnlineError as error:
-        store.discard(work)
-        _fail(engine, job, str(error))
-        say.warning("job failed", reason=str(error))
-    except Exception as error:  # noqa: BLE001  whatever it is, the job must end with a reason
-        store.discard(work)
-        _fail(engine, job, f"internal error: {type(error).__name__}")
-        say.exception("job failed")
     return True
-
-
-def _fail(engine: Engine, job: Job, reason: str) -> None:
-    try:
-        jobs.fail(engine, job, reason)
-    except (JobLostError, JobDismissedError) as error:
-        log.info("failed job is no longer ours", job=job.id, reason=str(error))
 
 
 def run(

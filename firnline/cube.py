@@ -14,11 +14,14 @@ from functools import cached_property
 from math import ceil, prod
 from typing import Any
 
+import blosc2
 import numpy as np
 from numcodecs.registry import get_codec
 
 from firnline.errors import SourceCorruptError, SourceMissingError
 from firnline.source import Source
+
+blosc2.set_releasegil(True)  # chunks are decoded in threads
 
 _LARGEST_CHUNK = 2 << 30
 MISSING = -32767  # of the int16 velocity variables (ITS_LIVE datacube format)
@@ -84,20 +87,32 @@ class Array:
         SourceCorruptError
             The bytes don't decode, or not to the size that the metadata declares.
         """
-        expected = prod(self.chunks) * self.dtype.itemsize
         view = memoryview(data).cast("B")
-        if self.compressor is not None and self.compressor.get("id") == "blosc":
-            # bytes 4-8 and 12-16 of a Blosc frame: sizes before and after compression
-            if len(view) < 16 or int.from_bytes(view[4:8], "little") != expected:
-                raise SourceCorruptError(f"a chunk of {self.name} does not hold {expected} bytes")
-            if int.from_bytes(view[12:16], "little") != len(view):
-                raise SourceCorruptError(f"a chunk of {self.name} is cut short")
         try:
+            if self.compressor is not None and self.compressor.get("id") == "blosc":
+                return self._decode_blosc(view, out)
             raw = view if self._codec is None else self._codec.decode(view, out=out)
-            flat = np.frombuffer(raw, dtype=self.dtype)
-            return flat.reshape(self.chunks)
+            return np.frombuffer(raw, dtype=self.dtype).reshape(self.chunks)
         except (RuntimeError, ValueError) as error:
             raise SourceCorruptError(f"a chunk of {self.name} does not decode: {error}") from None
+
+    def _decode_blosc(
+        self, view: memoryview, out: np.ndarray[Any, np.dtype[Any]] | None
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Decode a Blosc frame by c-blosc2, whose zlib is twice as fast as numcodecs' (1.3 ms
+        instead of 2.6 ms of CPU for a chunk of 1.6 MB, blosc2 4.14 and numcodecs 0.16).
+        """
+        expected = prod(self.chunks) * self.dtype.itemsize
+        # bytes 4-8 and 12-16 of a frame: sizes before and after compression
+        if len(view) < 16 or int.from_bytes(view[4:8], "little") != expected:
+            raise SourceCorruptError(f"a chunk of {self.name} does not hold {expected} bytes")
+        if int.from_bytes(view[12:16], "little") != len(view):
+            raise SourceCorruptError(f"a chunk of {self.name} is cut short")
+        values = np.empty(self.chunks, self.dtype) if out is None else out
+        if expected:
+            # a context of its own for each call: blosc2.decompress takes turns on a global one
+            blosc2.decompress2(view, dst=values.reshape(-1).view(np.uint8), nthreads=1)
+        return values
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ are written once (``firnline.api.query``) for both.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from firnline.tables import (
 _DAY = 86_400_000_000  # microseconds
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
 _BATCH = 500
+_MIGRATION_LOCK = 0x6669726E  # any number that is ours
+_migrating = threading.Lock()  # alembic keeps its context in globals
 _MIGRATION_LOCK = 7_237_428  # any number that nothing else in the database locks
 _OF_STATEMENTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
@@ -173,7 +176,10 @@ def _translated() -> Iterator[None]:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision (alembic); does nothing when it is there."""
+    """Bring the schema to the newest revision (alembic); does nothing when it is there.
+
+    Threads and processes that start together do it one after the other.
+    """
     from alembic import command
     from alembic.config import Config
 

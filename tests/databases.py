@@ -116,7 +116,8 @@ def _private_server() -> Iterator[PostgresServer]:
         if made.returncode:
             _unavailable(f"initdb failed: {made.stderr.strip()}")
         settings = _SERVER_OPTIONS | {"unix_socket_directories": str(folder)}
-        command = [binaries / "postgres", "-D", data]
+        command = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the tests, even if killed
+        command += [binaries / "postgres", "-D", data]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with log.open("wb") as stream:
             server = subprocess.Popen(
