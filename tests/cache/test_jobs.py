@@ -20,7 +20,7 @@ from firnline.cache.request import Request
 from firnline.database import put_subset, reading, writing
 from firnline.errors import ConflictError, JobDismissedError, JobLostError, NotFoundError
 from firnline.settings import Settings
-from firnline.tables import job_tiles
+from firnline.tables import job_tiles, subsets
 from firnline.tables import jobs as table
 
 LEASE = 60.0
@@ -128,7 +128,7 @@ def test_what_is_stored_is_answered_at_once_unless_stale_or_refreshed(database: 
     assert (job.status, job.progress, job.subset) == ("successful", 100, asked.subset_id)
     assert job.finished is not None
     with reading(database) as connection:
-        used = connection.execute(select(_subsets().c.last_used)).scalar_one()
+        used = connection.execute(select(subsets.c.last_used)).scalar_one()
     assert used > datetime.now(UTC) - timedelta(minutes=1)
     again = jobs.submit(database, asked)
     assert again.id != job.id  # each of them is a job that has ended
@@ -138,12 +138,6 @@ def test_what_is_stored_is_answered_at_once_unless_stale_or_refreshed(database: 
     with writing(database) as connection:
         put_subset(connection, **stored, stale=True)
     assert jobs.submit(database, asked).status == "accepted"
-
-
-def _subsets() -> Any:
-    from firnline.tables import subsets
-
-    return subsets
 
 
 def test_jobs_are_found(database: Engine) -> None:
@@ -302,16 +296,21 @@ def test_what_publishes_is_undone_with_the_job_s_end(database: Engine) -> None:
         "id": "subset-1", "request_key": "k", "request": "{}", "generation": "old",
         "sources": "[]", "size": 1,
     }  # fmt: skip
-    with pytest.raises(JobLostError), writing(database) as connection:
-        put_subset(connection, **row)
-        jobs.succeed(connection, old, "subset-1")
+
+    def publish() -> None:
+        with writing(database) as connection:
+            put_subset(connection, **row)
+            jobs.succeed(connection, old, "subset-1")
+
+    with pytest.raises(JobLostError):
+        publish()
     with reading(database) as connection:
-        assert connection.scalar(select(func.count()).select_from(_subsets())) == 0
+        assert connection.scalar(select(func.count()).select_from(subsets)) == 0
     with writing(database) as connection:
         put_subset(connection, **row | {"generation": "new"})
         jobs.succeed(connection, new, "subset-1")
     with reading(database) as connection:
-        assert connection.scalars(select(_subsets().c.generation)).all() == ["new"]
+        assert connection.scalars(select(subsets.c.generation)).all() == ["new"]
     ended = jobs.get(database, new.id)
     assert (ended.status, ended.progress, ended.subset) == ("successful", 100, "subset-1")
     assert (ended.message, ended.owner) == ("done", None)

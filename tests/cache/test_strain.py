@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from firnline.cache.strain import ERROR_FIELDS, FIELDS, radius_for, strain_dataset, strain_rates
+from firnline.cache.strain import ERROR_FIELDS, FIELDS, radius_for, strain_rates
+from firnline.cache.strain_dataset import strain_dataset
 from firnline.errors import CRSError, InputError
 
 Floats = NDArray[np.floating[Any]]

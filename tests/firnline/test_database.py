@@ -69,7 +69,7 @@ def rtree(connection: Connection) -> dict[int, tuple[float, ...]]:
 
 
 def keys(connection: Connection) -> dict[str, int]:
-    return {id: key for id, key in connection.execute(select(items.c.id, items.c.key))}
+    return {row.id: row.key for row in connection.execute(select(items.c.id, items.c.key))}
 
 
 @pytest.fixture
@@ -121,16 +121,17 @@ def _schema(engine: Engine) -> dict[str, Any]:
 
         return {name: (type_, parts(statement)) for name, type_, statement in rows}
     with engine.connect() as connection:
-        ours = "schemaname = 'public' AND tablename NOT IN ('alembic_version', 'spatial_ref_sys')"
         columns = connection.exec_driver_sql(
             "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, "
             "pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a "
-            "JOIN pg_class c ON c.oid = a.attrelid "
+            "JOIN pg_class c ON c.oid = a.attrelid JOIN pg_tables t ON t.tablename = c.relname "
             "LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum "
-            f"WHERE a.attnum > 0 AND c.relname IN (SELECT tablename FROM pg_tables WHERE {ours})"  # noqa: S608
+            "WHERE a.attnum > 0 AND schemaname = 'public' "
+            "AND tablename NOT IN ('alembic_version', 'spatial_ref_sys')"
         ).all()
         indexes = connection.exec_driver_sql(
-            f"SELECT indexname, indexdef FROM pg_indexes WHERE {ours}"  # noqa: S608
+            "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' "
+            "AND tablename NOT IN ('alembic_version', 'spatial_ref_sys')"
         ).all()
         constraints = connection.exec_driver_sql(
             "SELECT conname, pg_get_constraintdef(c.oid) FROM pg_constraint c "
@@ -301,7 +302,7 @@ def test_more_items_than_one_batch(catalog: Engine) -> None:
 
 def test_rtree_boxes_follow_the_items(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
-    days = ((START - datetime(2000, 1, 1, tzinfo=UTC)).days, (END - datetime(2000, 1, 1, tzinfo=UTC)).days)
+    days = (18 * 365 + 5, 19 * 365 + 5)  # from 2000-01-01 to 2018-01-01 and 2019-01-01
     with writing(engine) as connection:
         put_collections(connection, [(CUBES, b"{}")])
         put_items(connection, [row("a", box(1, 2, 3, 4)), row("b", ACROSS)])
@@ -424,9 +425,14 @@ def test_instants_need_a_time_zone() -> None:
 
 
 def test_writing_is_all_or_nothing(catalog: Engine) -> None:
-    with pytest.raises(KeyError), writing(catalog) as connection:
-        put_items(connection, [row("a", ACROSS)])
-        raise KeyError("anything")
+
+    def fail_half_way() -> None:
+        with writing(catalog) as connection:
+            put_items(connection, [row("a", ACROSS)])
+            raise KeyError("anything")
+
+    with pytest.raises(KeyError):
+        fail_half_way()
     with reading(catalog) as connection:
         assert keys(connection) == {}
         if catalog.dialect.name == "sqlite":
@@ -547,8 +553,9 @@ def test_bad_urls_are_bad_input_and_leak_no_password(url: str) -> None:
 @settings(deadline=None, derandomize=True)
 @given(password=st.text(min_size=4, max_size=12), rest=st.text(max_size=12))
 def test_no_url_leaks_its_password(password: str, rest: str) -> None:
-    marker = f"S3CRET{password}"
+    said = ""
     try:
-        connect(f"postgresql://user:{marker}@{rest}")
+        connect(f"postgresql://user:S3CRET{password}@{rest}")
     except InputError as error:
-        assert "S3CRET" not in str(error)
+        said = str(error)
+    assert "S3CRET" not in said
