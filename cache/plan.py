@@ -279,7 +279,7 @@ def make_plan(
     windows = []
     for n, (cube, (row, column)) in enumerate(zip(cubes, corners, strict=True)):
         for variable in request.variables:
-            cube.layout.variable(variable)
+            _check_alike(cube, cubes[0], variable)
         rows = _overlap(slice(0, height), slice(row, row + len(cube.y)))
         columns = _overlap(slice(0, width), slice(column, column + len(cube.x)))
         if rows is None or columns is None:
@@ -360,6 +360,21 @@ def _grid(
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     moved = [(row - rows.start, column - columns.start) for row, column in corners]
     return GeoBox(shape, affine, crs), moved
+
+
+def _check_alike(cube: OpenCube, first: OpenCube, variable: str) -> None:
+    """Values are moved as they are: a variable must be of one type in all cubes."""
+    kinds = [
+        (array.dtype, array.dims[1:], array.missing)
+        for array in (cube.layout.variable(variable), first.layout.variable(variable))
+    ]
+    if kinds[0] != kinds[1]:
+        raise SourceCorruptError(
+            f"{cube.source.url}: {variable} is {kinds[0][0]} with {kinds[0][2]} for missing; "
+            f"in {first.id} it is {kinds[1][0]} with {kinds[1][2]}"
+        )
+    if len(cube.layout.variable(variable).dims) != 3:
+        raise SourceCorruptError(f"{cube.source.url}: {variable} is not on (time, y, x)")
 
 
 def _pixels(first: float, last: float) -> slice:

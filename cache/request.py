@@ -31,8 +31,6 @@ from firnline.settings import Settings
 # Part of every key: raised when the same request would be answered with different data.
 _PRODUCT_VERSION = 1
 
-VARIABLES = ("v", "vx", "vy", "v_error", "va", "vr", "M11", "M12")
-VARIABLES_2D = ("landice", "floatingice")
 Variable = Literal[
     "v", "vx", "vy", "v_error", "va", "vr", "M11", "M12", "interp_mask",
     "chip_size_height", "chip_size_width",

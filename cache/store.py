@@ -38,6 +38,8 @@ STRAIN = "strain.zarr"
 
 GRID_MAPPING = "mapping"
 _V2_CHUNK_TIME = 512
+# The source calls 0 missing here, though it says 'measured': a decoder would make it NaN.
+_ZERO_IS_A_VALUE = ("interp_mask",)
 
 
 def create_pairs(path: Path, plan: Plan) -> None:
@@ -102,7 +104,8 @@ def create_pairs(path: Path, plan: Plan) -> None:
             chunks, shards = (_V2_CHUNK_TIME, *_halves(plan.tile_shape)), None
         _create_array(
             group, name, plan.shape, array.dtype, ("mid_date", "y", "x"), attributes,
-            fill_value=array.missing, chunks=chunks, shards=shards,
+            fill_value=None if name in _ZERO_IS_A_VALUE else array.missing,
+            chunks=chunks, shards=shards,
         )  # fmt: skip
 
 
@@ -170,7 +173,7 @@ def write(path: Path, name: str, tile: Tile, values: Raw, processors: Executor) 
         corner=(0, tile.rows.start, tile.columns.start),
         chunk=array.chunks,
         shard=array.shards,
-        fill_value=array.dtype.type(array.fill_value),
+        fill_value=array.dtype.type(0 if array.fill_value is None else array.fill_value),
         processors=processors,
     )
 

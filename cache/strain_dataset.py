@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyproj
     import xarray as xr
 
+
 def strain_dataset(
     ds: xr.Dataset, length_scale: float = 500.0, *, fields: Collection[str] | None = None
 ) -> xr.Dataset:

@@ -38,7 +38,12 @@ def run(engine: Engine, settings: Settings, **inputs: Any) -> tuple[Path, dict[s
 
 
 def brute_force(
-    sample: Any, aoi: tuple[float, ...], start: str, end: str, names: tuple[str, ...] = VARIABLES
+    sample: Any,
+    aoi: tuple[float, ...],
+    start: str,
+    end: str,
+    names: tuple[str, ...] = VARIABLES,
+    missing: int = -32767,
 ) -> dict[str, Any]:
     """The answer by plain numpy from the files: every layer of every cube, one after the other."""
     left, bottom, right, top = aoi
@@ -64,13 +69,13 @@ def brute_force(
         for name in names:
             values[name] = np.asarray(group[name][:])
             for row, column in cube.absent:  # absent on disk is missing, not 0
-                values[name][:, row * 10 : row * 10 + 10, column * 10 : column * 10 + 10] = -32767
+                values[name][:, row * 10 : row * 10 + 10, column * 10 : column * 10 + 10] = missing
         for n in np.flatnonzero(wanted):
             granule = cube.granules[n]
             layer = layers.setdefault(
                 granule,
                 {"mid_date": micro[n]}
-                | {name: np.full((len(y), len(x)), -32767, "i2") for name in names},
+                | {name: np.full((len(y), len(x)), missing, "i2") for name in names},
             )
             for name in names:
                 layer[name][np.ix_(to_y, to_x)] = values[name][n][np.ix_(in_y, in_x)]
@@ -136,6 +141,23 @@ def test_per_pair_variables_follow_their_granule(
     )  # fmt: skip
     for granule, *values in rows:
         assert (float(values[0]), str(values[1]), float(values[2])) == expected[str(granule)]
+
+
+@pytest.mark.parametrize("format", ["v3", "v2"])
+def test_interp_mask_keeps_its_zeros(
+    sample: Any, engine: Engine, settings: Settings, format: str
+) -> None:
+    """0 means measured, though the source declares it missing: decoding must not hide it."""
+    folder, _ = run(
+        engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413", variables=["interp_mask"],
+        composite=None, strain=False, format=format,
+    )  # fmt: skip
+    decoded = xr.open_zarr(folder / "pairs.zarr").interp_mask
+    assert decoded.dtype == np.uint8
+    names = ("interp_mask",)
+    expected = brute_force(sample, sample.mirror.aoi, "2016-01-01", "2022-01-01", names, missing=0)
+    np.testing.assert_array_equal(decoded, expected["interp_mask"])
+    assert set(np.unique(decoded)) == {0, 1}
 
 
 def test_composites_and_strain_agree_with_the_analytic_field(

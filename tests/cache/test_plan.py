@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +185,11 @@ def test_misfits_are_refused() -> None:
     coarse = make_cube("c", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"], step=240)
     with pytest.raises(SourceCorruptError, match="grid"):
         plan_of(asked, [one, coarse])
+    other = make_cube("d", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"])
+    big_endian = replace(other.cube.layout.arrays["vx"], dtype=np.dtype(">i2"))
+    other.cube.layout.arrays["vx"] = big_endian  # type: ignore[index]
+    with pytest.raises(SourceCorruptError, match=r"vx is >i2 with -32767.*in a it is int16"):
+        plan_of(asked, [one, other])
     with pytest.raises(SourceMissingError, match="it has vx"):
         plan_of(request(bbox=[LEFT, TOP - 1200, LEFT + 1200, TOP], variables=["v"]), [one])
     with pytest.raises(NoCoverageError, match="no pixel"):
