@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ from firnline.tables import Footprint, items
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
+# Without these a pair has no place in time, or no identity: their absence is damage, not 'no data'.
+_NEEDED = ("granule_url", "acquisition_date_img1", "acquisition_date_img2")
+_LARGE = 1 << 22  # bytes of a chunk
+_one_large = threading.Lock()  # of several cubes' granule URLs, one is decoded at a time
+
 
 @dataclass(frozen=True)
 class CubeItem:
@@ -40,6 +46,7 @@ class CubeItem:
     crs: str
     area: BaseGeometry
     pairs: int
+    spacing: float | None = None  # metres, where the catalog knows it
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,23 @@ class OpenCube:
         return len(self.mid_date)
 
 
-def find_cubes(engine: Engine, request: Request) -> list[CubeItem]:
+def find_cubes(engine: Engine, request: Request, window: str | None = None) -> list[CubeItem]:
     """The cubes of the catalog whose own outline shares some of the area asked for.
+
+    Parameters
+    ----------
+    window
+        A CRS: then the cubes in that CRS which share some of the area's bounding window there,
+        which is what is stored, and may be more.
 
     Raises
     ------
     NoCoverageError
     """
-    asked = footprint(request.area, parse_crs(request.crs))
+    if window is None:
+        asked = footprint(request.area, parse_crs(request.crs))
+    else:
+        asked = footprint(box(*request.area_in(parse_crs(window)).bounds), window)
     near = func.ST_Intersects(
         items.c.footprint, literal(shapely.to_wkb(asked), Footprint()), type_=Boolean()
     )
@@ -85,9 +101,13 @@ def find_cubes(engine: Engine, request: Request) -> list[CubeItem]:
         ).all()
     found = [_cube_item(json.loads(content)) for content in contents]
     # lon/lat footprints are true to 100 m; the cube's own CRS decides
-    chosen = [
-        cube for cube in found if request.area_in(parse_crs(cube.crs)).intersection(cube.area).area
-    ]
+    chosen = []
+    for cube in found:
+        if window in (None, cube.crs):
+            area = request.area_in(parse_crs(cube.crs))
+            area = area if window is None else box(*area.bounds)
+            if area.intersection(cube.area).area:
+                chosen.append(cube)
     if not chosen:
         raise NoCoverageError(
             "no cube of the catalog covers this area; "
@@ -104,6 +124,7 @@ def _cube_item(content: Mapping[str, Any]) -> CubeItem:
         crs=properties["proj:code"],
         area=box(*properties["proj:bbox"]),
         pairs=properties.get("itslive:granule_count") or 0,
+        spacing=properties.get("proj:transform", [None])[0],
     )
 
 
@@ -122,7 +143,8 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     for name, array in layout.arrays.items():
         if name in ("x", "y", time) or array.dims == (time,):
             reduce = _basenames if name == "granule_url" else None
-            reads[name] = read_array(source, array, executor, reduce)
+            needed = name in ("x", "y", time, *_NEEDED)
+            reads[name] = read_array(source, array, executor, reduce, needed=needed)
     read = {name: result() for name, result in reads.items()}
     for name in ("x", "y"):
         if len(read[name]) < 2 or not np.ptp(np.diff(read[name])) < 1e-3:
@@ -147,11 +169,14 @@ def read_array(
     array: Array,
     executor: Executor,
     reduce: Callable[[Raw], Raw] | None = None,
+    *,
+    needed: bool = False,
 ) -> Callable[[], Raw]:
     """Start to read a whole 0-D, 1-D or 2-D array; the returned function waits for it.
 
-    A chunk that the source does not have is the array's missing value. `reduce` makes each
-    1-D chunk smaller as it comes, since a cube's granule URLs take 4 kB a pair.
+    A chunk that the source does not have is the array's missing value, or an error where the
+    array is `needed`. `reduce` makes each 1-D chunk smaller as it comes, since a cube's granule
+    URLs take 4 kB a pair.
     """
 
     def chunk(index: tuple[int, ...]) -> Raw:
@@ -161,9 +186,17 @@ def read_array(
         try:
             data = source.get(array.key(index)).data
         except SourceMissingError:
-            values = np.full(shape, array.missing)
-        else:
-            values = array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)]
+            if needed:
+                raise SourceCorruptError(
+                    f"{source.url} has metadata, but no {array.key(index)}"
+                ) from None
+            return np.full(shape, array.missing)
+        if math.prod(array.chunks) * array.dtype.itemsize < _LARGE:
+            return reduced(array.decode(data)[tuple(slice(n) for n in shape)])
+        with _one_large:
+            return reduced(array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)])
+
+    def reduced(values: Raw) -> Raw:
         return values.copy() if reduce is None else reduce(values)
 
     futures: dict[tuple[int, ...], Future[Raw]] = {
@@ -185,15 +218,13 @@ def read_array(
     return result
 
 
-def _aside(array: Array) -> Raw | None:
+def _aside(array: Array) -> Raw:
     """Memory for a large chunk that is given back to the system at once when it's dropped.
 
     The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
     in the memory of a small job.
     """
     size = math.prod(array.chunks) * array.dtype.itemsize
-    if size < 1 << 22:
-        return None
     return np.frombuffer(mmap.mmap(-1, size), array.dtype)
 
 
@@ -229,7 +260,11 @@ def instants(values: Raw, array: Array) -> Raw:
             f"{array.name} has units {array.attributes.get('units')!r}; "
             f"understood: {', '.join(per_unit)} since a date"
         ) from None
-    whole = np.floor(values)
+    known = np.isfinite(values)
+    values = np.where(known, values, 0)
+    whole = values if values.dtype.kind in "iu" else np.floor(values)
     # days and their fraction apart, so that neither loses its last digits
     microseconds = whole.astype("i8") * scale + np.rint((values - whole) * scale)
-    return start + microseconds.astype("i8").astype("m8[us]")
+    instants = start + microseconds.astype("i8").astype("m8[us]")
+    instants[~known] = np.datetime64("NaT")
+    return instants
