@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -19,6 +20,19 @@ from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
 from firnline.indexer.sample import Mirror, write_mirror
 from firnline.settings import Settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the fixtures of databases.py: files here can't import each other by name."""
+    if config.pluginmanager.has_plugin("databases"):
+        return
+    path = Path(__file__).with_name("databases.py")
+    spec = importlib.util.spec_from_file_location("databases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    databases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(databases)
+    config.pluginmanager.register(databases, "databases")
 
 
 @pytest.fixture(scope="session", autouse=True)
