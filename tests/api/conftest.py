@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Engine
 
 from firnline.api.app import create_app
-from firnline.database import ItemRow, connect, migrate, put_collections, put_items, writing
+from firnline.database import ItemRow, connect, put_collections, put_items, writing
 from firnline.settings import Settings
 
 with warnings.catch_warnings():
@@ -31,7 +30,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient
 
-ENGINES = ["sqlite"]
+ENGINES = ["sqlite", "postgresql"]
 """Databases that the tests run on: a fixture ``<name>_url`` gives a migrated, empty one."""
 
 CUBES = "itslive-cubes"
@@ -138,22 +137,6 @@ class Client:
         assert {"type", "title", "status", "detail", "instance"} <= problem.keys()
         assert problem["status"] == status
         return dict(problem)
-
-
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that has its schema, to copy: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("template") / "catalog.db"
-    engine = connect(f"sqlite:///{path}")
-    migrate(engine)
-    engine.dispose()
-    return path
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path, migrated_sqlite: Path) -> str:
-    path = shutil.copy(migrated_sqlite, tmp_path / "catalog.db")
-    return f"sqlite:///{path}"
 
 
 @pytest.fixture(params=ENGINES)
