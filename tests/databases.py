@@ -31,6 +31,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import URL, make_url
 
 from firnline.database import connect, migrate
+from firnline.tables import metadata
 
 DATABASES = ("sqlite", "postgresql")
 _SERVER_OPTIONS = {
@@ -77,11 +78,22 @@ class PostgresServer:
         with psycopg.connect(_conninfo(self._url), autocommit=True) as connection:
             connection.execute(composed)
 
+    def empty(self, database: str) -> None:
+        """Take every row from a migrated database: ten times as fast as to make another one."""
+        tables = sql.SQL(", ").join(map(sql.Identifier, metadata.tables))
+        with psycopg.connect(_conninfo(self._url.set(database=database))) as connection:
+            # connections that an earlier test has left behind may hold locks
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(tables))
+
     @contextmanager
-    def database(self, template: str = "template0") -> Iterator[str]:
-        """A database of its own; its name."""
+    def database(self) -> Iterator[str]:
+        """A new database; its name."""
         name = f"firnline_test_{uuid.uuid4().hex[:12]}"
-        self.run("CREATE DATABASE {} TEMPLATE {}", name, template)
+        self.run("CREATE DATABASE {} TEMPLATE template0", name)
         try:
             yield name
         finally:
@@ -154,7 +166,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def migrated_postgresql(postgres_server: PostgresServer) -> Iterator[str]:
-    """Name of a database that has its schema, to copy."""
+    """Name of a database that has its schema; tests share it one after the other."""
     with postgres_server.database() as name:
         engine = connect(postgres_server.url(name))
         migrate(engine)
@@ -163,10 +175,10 @@ def migrated_postgresql(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgresql_url(postgres_server: PostgresServer, migrated_postgresql: str) -> Iterator[str]:
+def postgresql_url(postgres_server: PostgresServer, migrated_postgresql: str) -> str:
     """A migrated, empty PostgreSQL database."""
-    with postgres_server.database(migrated_postgresql) as name:
-        yield postgres_server.url(name)
+    postgres_server.empty(migrated_postgresql)
+    return postgres_server.url(migrated_postgresql)
 
 
 @pytest.fixture

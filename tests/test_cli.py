@@ -7,13 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import pytest
+import structlog
 import xarray as xr
 from shapely.geometry import Point, box, mapping
 
@@ -53,11 +54,11 @@ Run = Callable[..., Answer]
 @pytest.fixture
 def firn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+) -> Iterator[Run]:
     """Runs a command in this process, in an empty installation unless told otherwise."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FIRNLINE_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "250")
     # structlog keeps the stream that it is first given, which here ends with the test
     monkeypatch.setattr("firnline.logs.configure", lambda settings: None)
     capsys.readouterr()
@@ -74,7 +75,9 @@ def firn(
         out, err = capsys.readouterr()
         return Answer(int(caught.value.code or 0), out, err)
 
-    return run
+    with structlog.testing.capture_logs() as events:
+        yield run
+    sys.stderr.write("\n".join(map(str, events)))  # seen when the test fails
 
 
 # --- what is wrong is said in one line ------------------------------------------------------
@@ -210,7 +213,7 @@ def test_no_such_subset(firn: Run) -> None:
 # --- areas from files -----------------------------------------------------------------------
 
 
-def write(path: Path, geometry: Any, crs: str | None) -> Path:
+def write(path: Path, geometry: Any, crs: str) -> Path:
     geopandas.GeoDataFrame(geometry=geometry, crs=crs).to_file(path)
     return path
 
@@ -250,23 +253,27 @@ def test_a_geojson_without_crs_is_in_degrees(
     assert by_file.document == by_bbox.document
 
 
-def test_files_that_hold_no_area(firn: Run, tmp_path: Path) -> None:
-    (tmp_path / "bad.geojson").write_text("{")
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
-    write(tmp_path / "points.gpkg", [Point(0, 0)], "EPSG:3413")
-    write(tmp_path / "nowhere.shp", [box(0, 0, 1, 1)], None)
-    for name, says in (
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
         ("none.geojson", "none.geojson"),
         ("bad.geojson", "bad.geojson"),
         ("table.csv", "table.csv"),
         ("empty.geojson", "empty.geojson"),
         ("points.gpkg", "Point"),
         ("nowhere.shp", "--crs"),
-    ):
-        answer = firn("materialise", "--aoi", tmp_path / name, "--dry-run")
-        assert (name, answer.code) == (name, 2)
-        assert says in answer.error
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_area(firn: Run, tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "bad.geojson").write_text("{")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    write(tmp_path / "points.gpkg", [Point(0, 0)], "EPSG:3413")
+    write(tmp_path / "nowhere.shp", [box(0, 0, 1, 1)], "EPSG:3413")
+    (tmp_path / "nowhere.prj").unlink()
+    answer = firn("materialise", "--aoi", tmp_path / name, "--dry-run")
+    assert answer.code == 2
+    assert says in answer.error
 
 
 # --- what is good ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is built from the tracked files: only `firnline`, and it does its job where it lands."""
+"""What is built is what is meant: the wheel of the sdist installs `firnline` alone, and works."""
 
 from __future__ import annotations
 
@@ -7,90 +7,121 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[1]
-LINKS = ("api", "cache", "indexer", "migrations")
+REPO = Path(__file__).parent.parent
+FOLDERS = ("api", "cache", "indexer", "migrations")
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(900)
 
 
-def run(*command: str | Path, cwd: Path, **more: str) -> str:
-    """Run a command as a newcomer would: without this project's settings and paths."""
-    left_out = ("FIRNLINE_", "PYTHON", "VIRTUAL_ENV", "COVERAGE")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)} | more
+def run(*command: object, cwd: Path) -> str:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FIRNLINE_") and name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     done = subprocess.run(
-        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist of the tracked files, and the wheel that was built from the sdist."""
-    if not (REPO / ".git").exists():
-        pytest.skip("not a git checkout")
-    folder = tmp_path_factory.mktemp("build")
-    tracked = run("git", "ls-files", "-z", cwd=REPO).split("\0")
-    for name in filter(None, tracked):
-        if (REPO / name).exists() or (REPO / name).is_symlink():
-            (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPO / name, folder / "src" / name, follow_symlinks=False)
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", cwd=folder / "src")
-    return folder / "dist"
+def tracked() -> list[str]:
+    """Files of the repository, as a clone would have them (with what is not committed yet)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPO, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git clone")
+    return [name for name in listed.stdout.splitlines() if os.path.lexists(REPO / name)]
 
 
-def test_links_lead_to_the_folders_on_top() -> None:
-    for name in LINKS:
-        link = REPO / "firnline" / name
-        assert link.is_symlink()
-        assert link.readlink() == Path("..", name)
+@pytest.fixture(scope="module")
+def built(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel that is built from it, of a copy of the tracked files."""
+    clone = tmp_path_factory.mktemp("clone")
+    for name in tracked:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, clone / name, follow_symlinks=False)
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", out, clone, cwd=out)
+    return out
 
 
-def test_sdist_and_wheel_hold_firnline_alone(built: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
     (wheel,) = built.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"firnline", "firnline-0.1.0.dist-info"}
-    wanted = {f"firnline/{name}/__init__.py" for name in LINKS} | {
-        "firnline/py.typed",
-        "firnline/migrations/env.py",
-        "firnline/migrations/versions/r0001_first_schema.py",
-        "firnline-0.1.0.dist-info/licenses/LICENSE",
+    return wheel
+
+
+def test_the_wheel_holds_firnline_and_nothing_else(wheel: Path, tracked: list[str]) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        about = archive.read(metadata).decode()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"firnline"}
+    expected = {
+        name if name.startswith("firnline/") else f"firnline/{name}"
+        for name in tracked
+        if name.split("/")[0] in ("firnline", *FOLDERS) and (REPO / name).is_file()
     }
-    assert wanted <= set(names)
-    modules = {str(p.relative_to(REPO / "firnline")) for p in (REPO / "firnline").rglob("*.py")}
-    for name in LINKS:
-        modules |= {str(p.relative_to(REPO)) for p in (REPO / name).rglob("*.py")}
-    assert {n.removeprefix("firnline/") for n in names if n.endswith(".py")} == modules
+    packed = {name for name in names if name.startswith("firnline/") and not name.endswith("/")}
+    assert packed == expected
+    assert {"firnline/py.typed", "firnline/migrations/env.py", "firnline/cli.py"} <= packed
+    assert any(name.startswith("firnline/migrations/versions/r0001") for name in packed)
+    assert not [name for name in packed if "test" in name]
+    assert "License-Expression: MIT" in about
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_holds_each_source_once(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert not [m.name for m in archive if m.issym() or m.islnk()]
+        names = [member.name.split("/", 1)[1] for member in archive if member.isfile()]
+    assert "firnline/cli.py" in names
+    assert "LICENSE" in names
+    assert len(names) == len(set(names))
 
 
-def test_the_wheel_runs_the_demo(built: Path, tmp_path: Path) -> None:
-    """Installed with the pins into an environment of its own, far from the repository."""
-    (wheel,) = built.glob("*.whl")
-    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    python = tmp_path / "venv" / "bin" / "python"
-    pins = REPO / "constraints.txt"
-    run(python, "-m", "pip", "install", "--quiet", "-c", pins, wheel, cwd=tmp_path)
-    where = run(python, "-c", "import firnline; print(firnline.__file__)", cwd=tmp_path)
-    assert Path(where.strip()).is_relative_to(tmp_path / "venv")
-    said = run(tmp_path / "venv" / "bin" / "firnline", "demo", "--dir", "demo", cwd=tmp_path)
-    assert "SYNTHETIC" in said
-    assert "merged across cubes" in said
-    (store,) = (tmp_path / "demo/data/cache/subsets").glob("*/*/pairs.zarr")
-    read = (
-        "import sys, xarray as xr; ds = xr.open_zarr(sys.argv[1]); "
-        "print(ds.sizes['mid_date'], bool(ds.indexes['mid_date'].is_monotonic_increasing))"
-    )
-    layers, ascending = run(python, "-c", read, store, cwd=tmp_path).split()
-    assert ascending == "True"
-    # what was kept less what was merged, as the demo said
-    words = next(line for line in said.splitlines() if "merged across cubes" in line).split()
-    kept, merged = (int(words[words.index(w) - 1]) for w in ("kept,", "merged"))
-    assert int(layers) == kept - merged
+def test_the_wheel_installs_and_the_demo_runs(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    run(
+        python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        "-c", REPO / "constraints.txt", wheel, cwd=tmp_path,
+    )  # fmt: skip
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    where = run(python, "-c", "import firnline; print(firnline.__file__)", cwd=elsewhere)
+    assert Path(where.strip()).is_relative_to(home)
+    for name in FOLDERS:  # they would shadow a user's own
+        found = run(
+            python, "-c",
+            f"import importlib.util; print(importlib.util.find_spec({name!r}))", cwd=elsewhere,
+        )  # fmt: skip
+        assert found == "None\n"
+    told = run(home / "bin" / "firnline", "demo", "--dir", elsewhere / "demo", cwd=elsewhere)
+    assert "SYNTHETIC" in told
+    (folder,) = (elsewhere / "demo" / "data" / "cache" / "subsets").glob("*/*")
+    assert (folder / "pairs.zarr" / "zarr.json").is_file()
+    assert str(folder) in told
+    pairs = run(
+        python, "-c",
+        f"import xarray as xr; print(xr.open_zarr({str(folder / 'pairs.zarr')!r}).sizes)",
+        cwd=elsewhere,
+    )  # fmt: skip
+    assert "mid_date" in pairs
+    assert [path.name for path in elsewhere.iterdir()] == ["demo"]
+    # typed: a user's own mypy finds the types
+    assert (Path(where.strip()).parent / "py.typed").exists()

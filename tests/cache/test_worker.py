@@ -1,0 +1,555 @@
+"""Real worker processes, killed, stopped and interrupted: the subset is the undisturbed one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import zarr
+from sqlalchemy import Engine, event, select
+
+from firnline.cache import jobs, store, worker
+from firnline.cache.jobs import Job
+from firnline.cache.materialise import plan_request
+from firnline.cache.opening import subset_folder
+from firnline.cache.plan import Plan
+from firnline.cache.request import Request
+from firnline.database import connect, get_item, reading
+from firnline.errors import DatabaseError, JobDismissedError, JobLostError
+from firnline.settings import Settings
+from firnline.tables import subsets
+
+LEASE = 1.0
+VARIABLES = ("vx", "vy")
+
+
+def tell(what: str) -> None:
+    sys.stdout.write(f"{what}\n")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+    return value
+
+
+class Workers:
+    """Worker processes of an installation, by process id."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self._log = log
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        names = ("data_dir", "memory_limit", "lease_seconds", "concurrency", "log_format")
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FIRN")},
+            **{f"FIRNLINE_{name.upper()}": str(getattr(settings, name)) for name in names},
+            "FIRNLINE_ALLOWED_SOURCES": ",".join(settings.allowed_sources),
+            "PYTHONWARNINGS": "default",
+        }
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "firnline.cli", "worker"],
+                env=self._environment, cwd=self._log.parent, stdout=log, stderr=log,
+            )  # fmt: skip
+        self._running[process.pid] = process
+        return process
+
+    def owner(self, job: Job) -> subprocess.Popen[bytes] | None:
+        """The process that has a job; its owner's name is host-pid-random."""
+        if job.owner is None:
+            return None
+        return self._running.get(int(job.owner.rsplit("-", 2)[1]))
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait(10)
+        del self._running[process.pid]
+
+    def close(self) -> None:
+        for process in self._running.values():
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def small(settings: Settings) -> Settings:
+    """Tiles of 20 x 20 pixels, a lease that is soon over, and few requests at once."""
+    return settings.model_copy(update={"memory_limit": 1, "lease_seconds": LEASE, "concurrency": 2})
+
+
+@pytest.fixture
+def workers(sample: Any, small: Settings, tmp_path: Path) -> Iterator[Workers]:
+    workers = Workers(small, tmp_path / "workers.log")
+    yield workers
+    workers.close()
+    sample.server.latency = 0.0
+    log = (tmp_path / "workers.log").read_text()
+    tell(log)  # seen when the test fails
+    assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def asked(sample: Any) -> Request:
+    left, bottom, _, top = sample.mirror.aoi
+    inputs = {
+        "bbox": [left, bottom, left + 4500, top], "crs": "EPSG:3413", "variables": VARIABLES,
+        "strain": {"length_scale": 480},
+    }  # fmt: skip
+    return Request.parse(inputs, Settings(_env_file=None))  # type: ignore[call-arg]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    sample: Any, asked: Request, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, str]]:
+    """What an installation of its own makes of the request: bytes and SHA-256 by file."""
+    other = sample.settings(tmp_path_factory.mktemp("undisturbed") / "data", memory_limit=1)
+    engine = connect(other.database)
+    job = worker.finish(engine, other, jobs.submit(engine, asked))
+    assert job.status == "successful", job.message
+    files = digests(subset_folder(engine, other, asked.subset_id))
+    engine.dispose()
+    return files
+
+
+@pytest.fixture(autouse=True)
+def _quiet(undisturbed: object) -> Iterator[None]:
+    """Unconfigured, structlog renders tracebacks with every local variable, for seconds."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+def digests(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file of a subset but the provenance, which says when and how long."""
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "provenance.json"
+    }
+    return {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in found.items()}
+
+
+def generation(engine: Engine) -> str | None:
+    with reading(engine) as connection:
+        return connection.scalar(select(subsets.c.generation))
+
+
+def chunk_requests(sample: Any) -> Counter[str]:
+    paths = (request.path for request in sample.server.requests)
+    return Counter(path for path in paths if path.rsplit("/", 2)[-2] in VARIABLES)
+
+
+def chunks_of(plan: Plan, tiles: set[int]) -> Counter[str]:
+    """Requests for some of the tiles, each fetched by itself."""
+    return Counter(
+        f"/{plan.cubes[chunk.cube].source.url.split('/', 3)[3]}/{chunk.key}"
+        for tile in plan.tiles
+        if tile.index in tiles
+        for variable in VARIABLES
+        for chunk in plan.chunks(tile, variable)
+    )
+
+
+def complete_generations(settings: Settings, asked: Request) -> list[str]:
+    """Names of the folders that readers could be sent to; each of them is whole."""
+    folder = settings.cache_dir / "subsets" / asked.subset_id
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    for name in found:
+        for path in (folder / name).glob("*.zarr"):
+            store.verify(path)
+        assert (folder / name / "provenance.json").exists()
+    return found
+
+
+@pytest.mark.timeout(240)
+def test_killed_workers_make_the_undisturbed_subset(
+    sample: Any,
+    engine: Engine,
+    small: Settings,
+    workers: Workers,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+) -> None:
+    """Four generations of a subset, each by three workers of which two are killed."""
+    seed = int(os.environ.get("FIRNLINE_TEST_SEED") or random.randrange(2**32))
+    tell(f"FIRNLINE_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    plan = plan_request(engine, small, asked)
+    tiles = {tile.index for tile in plan.tiles}
+    assert len(tiles) >= 8
+    workers.start()
+    kills = 0
+    for _ in range(4):
+        before = generation(engine)
+        job = jobs.submit(engine, asked, refresh=True)
+        sample.server.latency = 0.01
+        moments = sorted(chance.uniform(-10, 100) for _ in range(2))
+        for attempt, moment in enumerate(moments, 1):
+            workers.start()  # the one that will take over
+            process = wait_for(lambda job=job: workers.owner(jobs.get(engine, job.id)))
+            wait_for(lambda job=job, p=moment: jobs.get(engine, job.id).progress >= min(p, 95))
+            time.sleep(chance.uniform(0.0, 0.4))
+            workers.kill(process)
+            kills += 1
+            killed = jobs.get(engine, job.id)
+            assert killed.living, "a job is not over before it is killed"
+            assert killed.attempt == attempt
+            assert generation(engine) == before, "readers see what they saw before"
+            complete_generations(small, asked)
+            time.sleep(0.1)  # what was under way at the mirror is answered
+            done = set(jobs.finished_tiles(engine, killed))
+            sample.server.clear()
+            tell(f"killed at {killed.progress} % with {len(done)} of {len(tiles)} tiles")
+            wait_for(lambda job=job, n=attempt: jobs.get(engine, job.id).attempt == n + 1)
+        sample.server.latency = 0.0
+        wait_for(lambda job=job: not jobs.get(engine, job.id).living)
+        ended = jobs.get(engine, job.id)
+        assert (ended.status, ended.message, ended.attempt) == ("successful", "done", 3)
+        assert chunk_requests(sample) == chunks_of(plan, tiles - done), "only what was not done"
+        assert generation(engine) != before
+        assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+        assert generation(engine) in complete_generations(small, asked)
+        assert list((small.cache_dir / "work").iterdir()) == []
+    assert kills == 8
+
+
+def test_a_stalled_worker_finds_that_it_has_lost(
+    sample: Any,
+    engine: Engine,
+    small: Settings,
+    workers: Workers,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+) -> None:
+    """One is frozen in the middle, another takes over, the first goes on at the same time."""
+    sample.server.latency = 0.01
+    workers.start()
+    workers.start()
+    job = jobs.submit(engine, asked)
+    first = wait_for(lambda: workers.owner(jobs.get(engine, job.id)))
+    wait_for(lambda: jobs.finished_tiles(engine, job))
+    first.send_signal(signal.SIGSTOP)
+    wait_for(lambda: jobs.get(engine, job.id).attempt == 2)
+    first.send_signal(signal.SIGCONT)
+    wait_for(lambda: not jobs.get(engine, job.id).living)
+    ended = jobs.get(engine, job.id)
+    assert (ended.status, ended.message) == ("successful", "done")
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert complete_generations(small, asked) == [generation(engine)]
+    assert list((small.cache_dir / "work").iterdir()) == []
+    assert first.poll() is None, "it goes on with other jobs"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_stopped_hands_its_job_back(
+    sample: Any,
+    engine: Engine,
+    small: Settings,
+    workers: Workers,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+    signum: int,
+) -> None:
+    sample.server.latency = 0.01
+    job = jobs.submit(engine, asked)
+    process = workers.start()
+    wait_for(lambda: len(jobs.finished_tiles(engine, job)) >= 2)
+    process.send_signal(signum)
+    assert process.wait(3.0) == 0
+    back = jobs.get(engine, job.id)
+    assert (back.status, back.attempt, back.owner) == ("accepted", 0, None)
+    done = set(jobs.finished_tiles(engine, job))
+    assert len(done) >= 2
+    assert generation(engine) is None
+    time.sleep(0.1)
+    sample.server.clear()
+    sample.server.latency = 0.0
+    ended = worker.finish(engine, small, back)
+    assert (ended.status, ended.attempt) == ("successful", 1)
+    plan = plan_request(engine, small, asked)
+    rest = {tile.index for tile in plan.tiles} - done
+    assert chunk_requests(sample) == chunks_of(plan, rest)
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+
+
+def test_a_job_that_is_dismissed_leaves_nothing(
+    sample: Any, engine: Engine, small: Settings, workers: Workers, asked: Request
+) -> None:
+    sample.server.latency = 0.01
+    job = jobs.submit(engine, asked)
+    process = workers.start()
+    wait_for(lambda: jobs.finished_tiles(engine, job))
+    assert (small.cache_dir / "work" / job.id).exists()
+    jobs.dismiss(engine, job.id)
+    wait_for(lambda: not (small.cache_dir / "work" / job.id).exists(), 5.0)
+    time.sleep(0.3)
+    assert [path for path in small.cache_dir.rglob("*") if path.is_file()] == []
+    assert jobs.get(engine, job.id).status == "dismissed"
+    with reading(engine) as connection:
+        assert get_item(connection, "subsets", asked.subset_id) is None
+    assert process.poll() is None
+    # and it takes the next job
+    other = jobs.submit(engine, asked)
+    assert other.id != job.id
+    wait_for(lambda: jobs.get(engine, other.id).status == "running")
+
+
+# --- in this process: what ends a job, at a moment of our choice ---------------------------
+
+
+def crash(*args: Any, **kwargs: Any) -> None:
+    """End as a killed process does: no handler of `Exception` sees it."""
+    raise SystemExit
+
+
+def expire(engine: Engine, job: Job) -> None:
+    jobs.beat(engine, job, -1.0)
+
+
+def claim_and_run(engine: Engine, settings: Settings, owner: str) -> bool:
+    return worker.run_next(engine, settings, owner)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["cache.store.write_field", "cache.store.consolidate", "cache.products.make",
+     "cache.products._provenance", "cache.store.publish"],
+)  # fmt: skip
+def test_a_crash_after_the_last_tile_fetches_nothing_again(
+    sample: Any,
+    engine: Engine,
+    settings: Settings,
+    small: Settings,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    job = jobs.submit(engine, asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"firnline.{moment}", crash)
+        with pytest.raises(SystemExit):
+            claim_and_run(engine, small, "first")
+    assert generation(engine) is None
+    assert complete_generations(small, asked) == []
+    expire(engine, jobs.get(engine, job.id))
+    sample.server.clear()
+    assert claim_and_run(engine, small, "second")
+    ended = jobs.get(engine, job.id)
+    assert (ended.status, ended.message, ended.attempt) == ("successful", "done", 2)
+    assert chunk_requests(sample) == Counter()
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert complete_generations(small, asked) == [generation(engine)]
+    assert list((small.cache_dir / "work").iterdir()) == []
+
+
+def test_a_crash_between_moving_and_registering_is_mended(
+    engine: Engine,
+    settings: Settings,
+    small: Settings,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = jobs.submit(engine, asked)
+    with monkeypatch.context() as patch:
+        patch.setattr("firnline.cache.products.register", crash)
+        with pytest.raises(SystemExit):
+            claim_and_run(engine, small, "first")
+    assert generation(engine) is None, "no reader is sent to what was not registered"
+    expire(engine, jobs.get(engine, job.id))
+    assert claim_and_run(engine, small, "second")
+    ended = jobs.get(engine, job.id)
+    assert (ended.status, ended.attempt) == ("successful", 2)
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert generation(engine) in complete_generations(small, asked)
+    assert list((small.cache_dir / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left on device")])
+def test_whatever_goes_wrong_ends_the_job_with_a_reason(
+    engine: Engine,
+    small: Settings,
+    asked: Request,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("firnline.cache.store.write", fail)
+    job = jobs.submit(engine, asked)
+    assert claim_and_run(engine, small, "first")
+    ended = jobs.get(engine, job.id)
+    assert ended.status == "failed"
+    assert ended.message
+    assert "\n" not in ended.message
+    assert list((small.cache_dir / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_worker_that_fails_after_losing_its_job_leaves_the_folder_alone(
+    engine: Engine, small: Settings, asked: Request, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """The folder is then the new owner's; when the job was dismissed it is nobody's."""
+    job = jobs.submit(engine, asked)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        if lost:
+            expire(engine, jobs.get(engine, job.id))
+            assert jobs.claim(engine, "second", 60) is not None
+        else:
+            jobs.dismiss(engine, job.id)
+        raise RuntimeError("the first worker's disk")
+
+    monkeypatch.setattr("firnline.cache.store.write", fail)
+    # no heartbeat in between: it would find out first
+    slow = small.model_copy(update={"lease_seconds": 60.0})
+    assert claim_and_run(engine, slow, "first")
+    assert any((small.cache_dir / "work" / job.id).rglob("plan.json")) is lost
+    seen = jobs.get(engine, job.id)
+    assert (seen.status, seen.owner) == (("running", "second") if lost else ("dismissed", None))
+
+
+@pytest.mark.parametrize("end", ["lost", "dismissed"])
+def test_a_worker_that_is_stopped_after_losing_its_job(
+    engine: Engine, small: Settings, asked: Request, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    job = jobs.submit(engine, asked)
+    stop = threading.Event()
+
+    def check(self: Any) -> None:
+        if not (small.cache_dir / "work" / job.id).exists():
+            return
+        if end == "lost":
+            expire(engine, jobs.get(engine, job.id))
+            assert jobs.claim(engine, "second", 60) is not None
+        else:
+            jobs.dismiss(engine, job.id)
+        raise worker.Stopped
+
+    monkeypatch.setattr(worker.Heartbeat, "check", check)
+    slow = small.model_copy(update={"lease_seconds": 60.0})
+    assert worker.run_next(engine, slow, "first", stop=stop)
+    assert (small.cache_dir / "work" / job.id).exists() is (end == "lost")
+    assert jobs.get(engine, job.id).status == ("running" if end == "lost" else "dismissed")
+
+
+def test_a_heartbeat_outlives_a_database_that_is_away_for_a_moment(
+    engine: Engine, asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.submit(engine, asked)
+    job = jobs.claim(engine, "first", 1.0)
+    assert job is not None
+    beat, failures = jobs.beat, iter([True, True, False])
+
+    def shaky(*args: Any, **kwargs: Any) -> None:
+        if next(failures, False):
+            raise DatabaseError("the database did not answer")
+        beat(*args, **kwargs)
+
+    monkeypatch.setattr(jobs, "beat", shaky)
+    with worker.Heartbeat(engine, job, 1.0, threading.Event(), None) as pulse:
+        pulse.say(42, "4 of 9 tiles")
+        wait_for(lambda: jobs.get(engine, job.id).progress == 42, 5.0)
+        pulse.check()
+
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise DatabaseError("the database did not answer")
+
+    monkeypatch.setattr(jobs, "beat", gone)
+    with worker.Heartbeat(engine, job, 0.4, threading.Event(), None) as pulse:
+        wait_for(lambda: not pulse._thread.is_alive(), 5.0)
+        with pytest.raises(JobLostError, match="ran out"):
+            pulse.check()
+
+
+def test_a_heartbeat_tells_of_a_dismissal(engine: Engine, asked: Request) -> None:
+    made = jobs.submit(engine, asked)
+    job = jobs.claim(engine, "first", 1.0)
+    assert job is not None
+    shown: list[tuple[int, str]] = []
+    said = lambda *words: shown.append(words)  # noqa: E731
+    with worker.Heartbeat(engine, job, 0.4, threading.Event(), said) as pulse:
+        pulse.say(7, "tile")
+        pulse.check()
+        jobs.dismiss(engine, made.id)
+        wait_for(lambda: not pulse._thread.is_alive(), 5.0)
+        with pytest.raises(JobDismissedError):
+            pulse.check()
+    assert shown == [(7, "tile")]
+
+
+def test_a_worker_waits_for_a_database_that_is_away(
+    engine: Engine, small: Settings, asked: Request
+) -> None:
+    """Its loop goes on; the job is done once the database answers."""
+    job = jobs.submit(engine, asked)
+    away = threading.Event()
+    away.set()
+    refused = []
+
+    def refuse(*args: Any) -> None:
+        if away.is_set():
+            refused.append(1)
+            import sqlite3
+
+            raise sqlite3.OperationalError("disk I/O error")
+
+    other = connect(small.database)
+    event.listen(other, "do_connect", refuse)
+    stop = threading.Event()
+    loop = threading.Thread(
+        target=worker.run, args=(other, small, stop), kwargs={"interval": 0.05}, daemon=True
+    )
+    loop.start()
+    wait_for(lambda: len(refused) > 2)
+    away.clear()
+    wait_for(lambda: jobs.get(engine, job.id).status == "successful")
+    stop.set()
+    loop.join(5)
+    assert not loop.is_alive()
+    other.dispose()
+
+
+def test_a_half_written_store_is_not_where_readers_look_and_is_finished_later(
+    engine: Engine,
+    small: Settings,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A half-written Zarr opens without an error: so it must not be found."""
+    job = jobs.submit(engine, asked)
+    with monkeypatch.context() as patch:
+        patch.setattr("firnline.cache.store.consolidate", crash)
+        with pytest.raises(SystemExit):
+            claim_and_run(engine, small, "first")
+    (work,) = (small.cache_dir / "work" / job.id).rglob("pairs.zarr")
+    assert "vx" in zarr.open_group(work, mode="r")
+    assert not (small.cache_dir / "subsets").exists()
+    with reading(engine) as connection:
+        assert get_item(connection, "subsets", asked.subset_id) is None
+    # what zarr leaves when it is killed as it writes a chunk
+    (work.parent / "strain.zarr" / "e2" / "c" / "0" / "0.0123abcd.partial").write_bytes(b"half")
+    expire(engine, jobs.get(engine, job.id))
+    assert claim_and_run(engine, small, "second")
+    assert jobs.get(engine, job.id).message == "done"
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
