@@ -81,6 +81,16 @@ def harvest(
     mosaics: Annotated[
         bool, typer.Option(help="Make the mosaics' items from their URL templates as well.")
     ] = True,
+    deep: Annotated[
+        bool, typer.Option(help="Also look at the files themselves: which mosaics exist.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Read a catalog that has not changed; accept one that lost many of its cubes.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -95,6 +105,8 @@ def harvest(
             settings,
             sources or list(settings.catalog_urls),
             mosaics=mosaics,
+            deep=deep,
+            force=force,
             dry_run=dry_run,
             progress=progress,
         )
@@ -262,14 +274,18 @@ def status(
         out.print(table)
         return
     from firnline.database import overview
+    from firnline.runs import recent
 
-    found = overview(_database(settings, migrated=False))
-    answer = {"version": __version__, "database": _shown_url(settings), **found}
+    engine = _database(settings, migrated=False)
+    answer = {"version": __version__, "database": _shown_url(settings), **overview(engine)}
     answer["cache"] = str(settings.cache_dir)
+    harvests = recent(engine, 5)
     if as_json:
-        _print_json(answer)
-    else:
-        _print_pairs(answer)
+        _print_json({**answer, "harvests": harvests})
+        return
+    _print_pairs(answer)
+    for run in harvests:
+        out.print(f"harvest {run['started'][:19]}  {_outcome(run)}", markup=False)
 
 
 @cache_app.command("list")
@@ -345,6 +361,18 @@ def _plain(value: Any) -> Any:
         if isinstance(value, Path)
         else value
     )
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    """What came of a harvest, in one line."""
+    sources = ", ".join(run["sources"])
+    if run["status"] == "successful":
+        counts = ("added", "changed", "unchanged", "retired", "revived", "failed")
+        told = ", ".join(f"{run[name]} {name}" for name in counts if run[name])
+        since = run["not_modified_since"]
+        told = f"not modified since {since[:19]}" if since else told
+        return f"{'deep, ' if run['deep'] else ''}{told or 'nothing there'}  {sources}"
+    return f"{run['status']}  {sources}" + (f": {run['error']}" if run["error"] else "")
 
 
 def _area(

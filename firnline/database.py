@@ -34,6 +34,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
+    LIVING,
     collections,
     harvests,
     items,
@@ -202,7 +203,7 @@ def put_collections(connection: Connection, contents: Iterable[tuple[str, bytes]
 
 
 def put_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
-    """Insert or replace items by (collection, id), with their boxes."""
+    """Insert or replace items by (collection, id), with their boxes; retired ones come back."""
     now = datetime.now(UTC)
     for first in range(0, len(rows), _BATCH):
         batch = rows[first : first + _BATCH]
@@ -220,6 +221,7 @@ def put_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
                     "digest": row.digest,
                     "source": row.source,
                     "updated": now,
+                    "retired": None,
                 }
                 for row in batch
             ],
@@ -240,9 +242,21 @@ def delete_items(connection: Connection, collection: str, ids: Sequence[str]) ->
         connection.execute(items.delete().where(chosen))
 
 
+def retire_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:
+    """Hide items that their source no longer has; :func:`put_items` brings them back."""
+    now = datetime.now(UTC)
+    for first in range(0, len(ids), _BATCH):
+        batch = ids[first : first + _BATCH]
+        chosen = (items.c.collection == collection) & items.c.id.in_(batch) & LIVING
+        if connection.dialect.name == "sqlite":
+            keys = connection.scalars(select(items.c.key).where(chosen)).all()
+            _delete_boxes(connection, keys)
+        connection.execute(items.update().where(chosen).values(retired=now))
+
+
 def get_item(connection: Connection, collection: str, id: str) -> bytes | None:
     """The stored JSON of one item, or None."""
-    chosen = (items.c.collection == collection) & (items.c.id == id)
+    chosen = (items.c.collection == collection) & (items.c.id == id) & LIVING
     return connection.scalar(select(items.c.content).where(chosen))
 
 
@@ -312,15 +326,17 @@ def put_subset(connection: Connection, **values: Any) -> None:
 def is_empty(engine: Engine) -> bool:
     """Whether the catalog has no harvested item yet."""
     with reading(engine) as connection:
-        harvested = select(items.c.key).where(items.c.collection != "subsets").limit(1)
+        harvested = select(items.c.key).where(items.c.collection != "subsets", LIVING).limit(1)
         return connection.scalar(harvested) is None
 
 
 def overview(engine: Engine) -> dict[str, Any]:
-    """Counts of items a collection, of jobs a status, and the last harvest."""
+    """Counts of items a collection (of retired ones, all), of jobs a status; the last harvest."""
     with reading(engine) as connection:
         count = func.count()
-        per_collection = select(items.c.collection, count).group_by(items.c.collection)
+        per_collection = (
+            select(items.c.collection, count).where(LIVING).group_by(items.c.collection)
+        )
         per_status = select(jobs.c.status, count).group_by(jobs.c.status)
         last = connection.execute(
             select(harvests.c.finished, harvests.c.source, harvests.c.error)
@@ -330,6 +346,7 @@ def overview(engine: Engine) -> dict[str, Any]:
         stored = connection.execute(select(count, func.sum(subsets.c.size))).one()
         return {
             "items": {row[0]: row[1] for row in connection.execute(per_collection)},
+            "retired": connection.scalar(select(count).select_from(items).where(~LIVING)),
             "jobs": {row[0]: row[1] for row in connection.execute(per_status)},
             "subsets": {"count": stored[0], "bytes": int(stored[1] or 0)},
             "last_harvest": None

@@ -23,6 +23,7 @@ from shapely.geometry import MultiPolygon, Point, box
 from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Connection, Engine, func, insert, inspect, literal, select, text
 
+from firnline.api import query
 from firnline.database import (
     ItemRow,
     connect,
@@ -35,10 +36,12 @@ from firnline.database import (
     put_collections,
     put_items,
     reading,
+    retire_items,
     writing,
 )
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
+    LIVING,
     Footprint,
     collections,
     harvests,
@@ -162,6 +165,40 @@ def test_the_schema_of_the_migrations_is_that_of_the_tables(
     assert len(migrated) >= 3
 
 
+def test_upgrade_of_a_catalog_in_use(bare_url: str) -> None:
+    """From the first schema with items in it, and back: items, boxes and triggers stay."""
+    engine = connect(bare_url)
+    with writing(engine) as connection:
+        command.upgrade(_alembic(connection), "0001")
+        collection = {"id": CUBES, "content": b"{}"}
+        connection.execute(insert(collections).values(**collection))
+        values = {
+            "collection": CUBES, "source": "s", "content": b"{}", "digest": "d", "updated": START,
+            "start_datetime": START, "end_datetime": END,
+            "footprint": shapely.to_wkb(box(0, 0, 1, 1)),
+        }  # fmt: skip
+        for id in ("a", "b"):
+            connection.execute(insert(items).values(id=id, **values))
+        on_sqlite = engine.dialect.name == "sqlite"
+        if on_sqlite:
+            connection.exec_driver_sql("INSERT INTO items_rtree VALUES (2, 0, 1, 0, 1, 0, 1)")
+            connection.exec_driver_sql(
+                "CREATE TRIGGER mine AFTER DELETE ON jobs BEGIN SELECT 1; END"
+            )
+    migrate(engine)
+    with writing(engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(items).where(LIVING)) == 2
+        retire_items(connection, CUBES, ["b"])
+        command.downgrade(_alembic(connection), "0001")
+        assert connection.scalars(select(items.c.id)).all() == ["a"], "b would be back"
+        if on_sqlite:
+            assert len(rtree(connection)) == 1
+            names = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+            assert "mine" in names
+    migrate(engine)
+    engine.dispose()
+
+
 def test_upgrade_downgrade_upgrade(bare_url: str) -> None:
     engine = connect(bare_url)
     migrate(engine)
@@ -262,6 +299,52 @@ def test_items_are_inserted_replaced_and_deleted(catalog: Engine) -> None:
         delete_items(connection, CUBES, [])
     with reading(catalog) as connection:
         assert list(keys(connection)) == ["b"]
+
+
+def test_retired_items_are_hidden_and_come_back(catalog: Engine) -> None:
+    rows = [row(f"i{n}", ACROSS, b"%d" % n) for n in range(700)]
+    with writing(catalog) as connection:
+        put_items(connection, rows)
+        put_items(connection, [row("i1", box(0, 0, 1, 1), b"mine", collection="subsets")])
+        before = set(connection.scalars(select(items.c.key)))
+        retire_items(connection, CUBES, [f"i{n}" for n in range(600)] + ["none such"])
+    with reading(catalog) as connection:
+        assert set(connection.scalars(select(items.c.key))) == before, "their rows are kept"
+        assert get_item(connection, CUBES, "i1") is None
+        assert get_item(connection, CUBES, "i600") == b"600"
+        assert get_item(connection, "subsets", "i1") == b"mine"
+        if catalog.dialect.name == "sqlite":
+            assert len(rtree(connection)) == 2 * 100 + 1
+        since = connection.scalar(select(items.c.retired).where(items.c.id == "i2"))
+    counted = overview(catalog)
+    assert (counted["items"], counted["retired"]) == ({CUBES: 100, "subsets": 1}, 600)
+    with writing(catalog) as connection:
+        retire_items(connection, CUBES, ["i2", "i600"])
+        put_items(connection, rows[:2])
+    with reading(catalog) as connection:
+        assert get_item(connection, CUBES, "i1") == b"1"
+        assert connection.scalar(select(items.c.retired).where(items.c.id == "i2")) == since
+        assert set(connection.scalars(select(items.c.key))) == before
+        if catalog.dialect.name == "sqlite":
+            assert len(rtree(connection)) == 2 * 101 + 1
+    with writing(catalog) as connection:
+        retire_items(connection, CUBES, [r.id for r in rows])
+        retire_items(connection, "subsets", ["i1"])
+    assert is_empty(catalog)
+
+
+def test_a_count_reads_no_item(sqlite_url: str) -> None:
+    """`retired` lies behind the content in each row: the index has to have it."""
+    engine = connect(sqlite_url)
+    with reading(engine) as connection:
+        for statement in (
+            query.count(query.Search(), "sqlite"),
+            query.page(query.Search(), "sqlite"),
+        ):
+            compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
+            assert any("USING COVERING INDEX ix_items_newest" in step[-1] for step in plan), plan
+    engine.dispose()
 
 
 def test_the_same_id_in_two_collections_are_two_items(catalog: Engine) -> None:
@@ -475,6 +558,7 @@ def test_overview_counts(catalog: Engine) -> None:
     assert not is_empty(catalog)
     assert overview(catalog) == {
         "items": {CUBES: 2, "subsets": 1},
+        "retired": 0,
         "jobs": {},
         "subsets": {"count": 0, "bytes": 0},
         "last_harvest": {"finished": END, "source": "x", "error": None},
