@@ -207,7 +207,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     worker: Annotated[bool, typer.Option(help="Do jobs in this process.")] = True,
-    harvest: Annotated[bool, typer.Option(help="Harvest when the catalog is empty.")] = True,
+    harvest: Annotated[
+        bool, typer.Option(help="Harvest an empty catalog, and on schedule.")
+    ] = True,
 ) -> None:
     """Serve the STAC API and the processes, with a worker; harvests an empty catalog first."""
     from firnline.service import Service

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from firnline.errors import (
     CatalogError,
     DatabaseError,
     InputError,
+    SourceError,
     SourceMissingError,
     SourceNotAllowedError,
     SourceUnreachableError,
@@ -740,3 +742,112 @@ class TestRunLog:
         runs.begin(engine, [source], datetime.now(UTC))
         killed = runs.recent(engine, 2)[1]
         assert (killed["status"], killed["error"]) == ("failed", runs.INTERRUPTED)
+
+
+BAD_CATALOGS: list[tuple[bytes, str]] = [
+    (b"", "empty"),
+    (b"<!DOCTYPE html><html><body>503 Slow Down</body></html>", "HTML"),
+    (b'{"type": "FeatureCollection", "features": [{"type": "Fea', "cut short"),
+    (gzip.compress(b'{"type": "FeatureCollection", "features": []}'), "without features"),
+    (gzip.compress(b"<html>"), "HTML"),
+    (gzip.compress(b"x" * 10_000)[:-9], "cut short"),
+    (b'{"type": "' + b"x" * 10_000_000 + b'"}', "not a GeoJSON FeatureCollection"),
+]
+
+
+class TestBadInput:
+    """Whatever comes in place of a catalog, the one that is there stays."""
+
+    @pytest.fixture
+    def before(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, url: str
+    ) -> dict[str, Any]:
+        harvest(engine, served, [url])
+        return everything(engine)
+
+    @pytest.fixture
+    def url(self, mirror: MirrorServer) -> str:
+        catalog(mirror.root / "catalog.json", *row_of_cubes(5))
+        return f"{mirror.url}/catalog.json"
+
+    @pytest.mark.parametrize(("data", "reason"), BAD_CATALOGS, ids=[r for _, r in BAD_CATALOGS])
+    def test_no_catalog(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        url: str,
+        before: dict[str, Any],
+        data: bytes,
+        reason: str,
+    ) -> None:
+        (mirror.root / "catalog.json").write_bytes(data)
+        for force in (False, True):
+            with pytest.raises(SourceError, match=reason) as caught:
+                harvest(engine, served, [url], force=force)
+            assert everything(engine) == before
+            assert len(str(caught.value)) < 400
+            assert log_of(engine)[-1][2] == str(caught.value)
+        catalog(mirror.root / "catalog.json", *row_of_cubes(6))
+        assert harvest(engine, served, [url]).counts["itslive-cubes"].added == 1
+
+    @pytest.mark.parametrize("status", [500, 503, 404, 403])
+    def test_no_answer(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        url: str,
+        before: dict[str, Any],
+        status: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+        mirror.faults = Faults(Fault("status", status))
+        with pytest.raises(SourceError):
+            harvest(engine, served, [url])
+        assert everything(engine) == before
+        mirror.faults = Faults(Fault("cut"))
+        with pytest.raises(SourceUnreachableError):
+            harvest(engine, served, [url], force=True)
+        assert everything(engine) == before
+
+    def test_bad_features_leave_the_rest(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        url: str,
+        before: dict[str, Any],
+    ) -> None:
+        """Each kind of bad feature beside good ones: one reason each, and the good ones are in."""
+        ring = [[1e9, 0], [1.1e9, 0], [1.1e9, 1e8], [1e9, 1e8], [1e9, 0]]
+        bad = {
+            "it has no zarr_url": feature(1, 1, zarr_url=None),
+            "not known to PROJ": feature(0, 0, zarr_url="https://h/a.zarr", epsg=999_999),
+            "out of range": feature(
+                0, 0, zarr_url="https://h/b.zarr",
+                geometry_epsg={"type": "Polygon", "coordinates": [ring]},
+            ),
+            "not an https": feature(0, 0, zarr_url="https://h/" + "x" * 10_000_000),
+            "is no code": feature(0, 0, zarr_url="https://h/c.zarr", epsg="9" * 10_000_000),
+            "the same cube as feature 0": row_of_cubes(1, granule_count=7)[0],
+        }  # fmt: skip
+        good = row_of_cubes(6)
+        good[2]["properties"]["FULL_NAME"] = "y" * 10_000_000
+        path = mirror.root / "catalog.json"
+        packed = json.dumps({"type": "FeatureCollection", "features": [*good, *bad.values()]})
+        path.write_bytes(gzip.compress(packed.encode(), 1))
+        report = harvest(engine, served, [url], mosaics=False)
+        assert report.total.added == 1
+        assert report.total.retired == 0
+        assert report.failed == len(bad)
+        for failure, reason in zip(report.failures, bad, strict=True):
+            assert reason in failure.reason
+        assert len(report.to_json()) < 10_000
+        with reading(engine) as connection:
+            sizes = [len(content) for content in connection.scalars(select(items.c.content))]
+        assert max(sizes) < 50_000
+        now = {row[1]: row for row in everything(engine)["items"]}
+        kept = [row for row in before["items"] if "_X250000_" not in row[1]]
+        assert [now[row[1]] for row in kept] == kept
