@@ -383,6 +383,44 @@ def test_more_items_than_one_batch(catalog: Engine) -> None:
             assert len(rtree(connection)) == 134
 
 
+def test_the_last_of_the_same_in_one_call_is_taken(catalog: Engine) -> None:
+    with writing(catalog) as connection:
+        put_items(connection, [row("b", ACROSS, b"0")])
+        same = [row("a", ACROSS, b"1"), row("b", box(5, 5, 6, 6), b"2"), row("a", POLAR, b"3")]
+        put_items(connection, [*same, row("b", box(1, 1, 2, 2), b"4")])
+    with reading(catalog) as connection:
+        assert get_item(connection, CUBES, "a") == b"3"
+        assert get_item(connection, CUBES, "b") == b"4"
+        at = keys(connection)
+        if catalog.dialect.name == "sqlite":
+            found = {id: box[:4] for id, box in rtree(connection).items()}
+            assert found == {2 * at["a"]: (-180, 180, 80, 90), 2 * at["b"]: (1, 2, 1, 2)}
+
+
+def test_both_databases_store_the_same(sqlite_url: str, postgresql_url: str) -> None:
+    """Unicode, zero bytes, times before 1970, quotes, empty texts; and replaced ones."""
+    rows = [
+        row("a'%s%b?", ACROSS, b"\0\xff\\x00", source="é\U0001f9ca\\", digest=""),
+        row("b", Point(0, 0), b"", start=datetime(1900, 1, 1, tzinfo=UTC)),
+        row("c", box(0, 0, 1, 1), b"x" * 3_000_000),
+    ]
+    seen = []
+    for url in (sqlite_url, postgresql_url):
+        engine = connect(url)
+        with writing(engine) as connection:
+            put_collections(connection, [(CUBES, b"{}"), ("subsets", b"{}")])
+            put_items(connection, [row(r.id, POLAR, b"old") for r in rows[1:]])
+            put_items(connection, [*rows, row("b", ACROSS, b"", collection="subsets")])
+        with reading(engine) as connection:
+            columns = [column for column in items.c if column.name != "updated"]
+            order = (items.c.collection, items.c.id)
+            seen.append([tuple(r) for r in connection.execute(select(*columns).order_by(*order))])
+        engine.dispose()
+    keyless = [[r[1:] for r in sorted(rows, key=lambda r: r[1:3])] for rows in seen]
+    assert keyless[0] == keyless[1]
+    assert len(keyless[0]) == 4
+
+
 def test_rtree_boxes_follow_the_items(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
     days = (18 * 365 + 5, 19 * 365 + 5)  # from 2000-01-01 to 2018-01-01 and 2019-01-01
