@@ -374,7 +374,7 @@ def _outcome(run: dict[str, Any]) -> str:
         since = run["not_modified_since"]
         told = f"not modified since {since[:19]}" if since else told
         return f"{'deep, ' if run['deep'] else ''}{told or 'nothing there'}  {sources}"
-    return f"{run['status']}  {sources}" + (f": {run['error']}" if run["error"] else "")
+    return f"{run['status']}  {run['error'] or sources}"
 
 
 def _area(
