@@ -13,13 +13,13 @@ from stac_fastapi.types.conformance import BASE_CONFORMANCE_CLASSES
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from firnline import __version__
-from firnline.api import errors, files, health, processes
+from firnline.api import errors, files, harvests, health, processes
 from firnline.api.middleware import BodyLimit, Failsafe
 from firnline.api.parameters import ItemsParameters, SearchBody, SearchParameters
 from firnline.api.search import STAC_VERSION, CatalogClient
 from firnline.database import connect
 from firnline.settings import Settings
+from firnline.version import __version__
 
 TITLE = "firnline"
 DESCRIPTION = (
@@ -106,6 +106,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     for router in (
         processes.create_router(database, settings),
         files.create_router(database, settings),
+        harvests.create_router(database, settings),
         health.create_router(database),
     ):
         api.app.include_router(router)

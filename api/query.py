@@ -21,7 +21,7 @@ from sqlalchemy import Boolean, ColumnElement, Select, func, literal, or_, selec
 from sqlalchemy.sql.selectable import FromClause
 
 from firnline.api.area import Area
-from firnline.tables import Footprint, collections, items, items_rtree, to_microseconds
+from firnline.tables import LIVING, Footprint, collections, items, items_rtree, to_microseconds
 
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 10_000
@@ -120,6 +120,10 @@ def _tied(source: FromClause, after: Cursor) -> ColumnElement[bool]:
 
 def _conditions(search: Search, dialect: str) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
+    if search.area is None or dialect != "sqlite":
+        # The R*Tree has no boxes of retired items, and the column lies behind the content: to
+        # read it for each candidate would be to read each candidate's pages.
+        conditions.append(LIVING)
     if search.collections:
         conditions.append(items.c.collection.in_(search.collections))
     elif search.ids:  # names them all, so that the index (collection, id) serves

@@ -7,6 +7,9 @@ reproject each tile's corners (one pyproj call a tile, a shapely polygon each), 
 
 The real catalog is read where the shared folder is (or FIRNLINE_SHARED_DATA says); elsewhere one
 of the same size and shape is made up.
+
+Then upserts of 200,000 synthetic items, into SQLite and into PostgreSQL: a database of its
+own on the server that FIRNLINE_TEST_POSTGRES names.
 """
 
 from __future__ import annotations
@@ -19,12 +22,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pyproj import Transformer
 from shapely import Polygon
+from shapely.affinity import translate
+from shapely.geometry import box
+from sqlalchemy.engine import make_url
+
+from firnline.database import ItemRow, connect, migrate, put_collections, put_items, writing
+from firnline.footprint import footprint
+from firnline.items import CubeRecord, cube_item, digest, item_row
 
 REPO = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
@@ -84,12 +97,16 @@ def timed(action: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def run(path: Path, rounds: int) -> dict[str, Any]:
-    """Median seconds of reference, first and second harvest."""
-    from firnline.database import connect, migrate
+    """Median seconds of reference, first harvest, the same again, and an unmodified catalog."""
     from firnline.indexer.harvest import harvest
     from firnline.settings import Settings
 
-    seconds: dict[str, list[float]] = {"reference": [], "first": [], "second": []}
+    seconds: dict[str, list[float]] = {
+        "reference": [],
+        "first": [],
+        "second": [],
+        "unmodified": [],
+    }
     reports = []
     for _ in range(rounds):
         seconds["reference"].append(timed(reference, path)[0])
@@ -97,13 +114,16 @@ def run(path: Path, rounds: int) -> dict[str, Any]:
             settings = Settings(data_dir=Path(folder), database_url="")
             engine = connect(settings.database)
             migrate(engine)
-            for name in ("first", "second"):
-                took, report = timed(harvest, engine, settings, [str(path)])
+            for name in ("first", "second", "unmodified"):
+                source, force = [str(path)], name == "second"
+                work = partial(harvest, engine, settings, source, force=force)
+                took, report = timed(work)
                 seconds[name].append(took)
                 reports.append(report)
             size = (Path(folder) / "firnline.db").stat().st_size
             engine.dispose()
-    first, second = reports[-2:]
+    first, second, unmodified = reports[-3:]
+    assert unmodified.not_modified_since == second.started
     items = first.total.added
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
@@ -115,6 +135,7 @@ def run(path: Path, rounds: int) -> dict[str, Any]:
         "reference_seconds": round(median["reference"], 3),
         "harvest_seconds": round(median["first"], 3),
         "second_harvest_seconds": round(median["second"], 3),
+        "unmodified_harvest_seconds": round(median["unmodified"], 3),
         "second_harvest_unchanged": second.total.unchanged,
         "items_per_second": round(items / median["first"]),
         "ratio_to_reference": round(median["first"] / median["reference"], 2),
@@ -123,6 +144,71 @@ def run(path: Path, rounds: int) -> dict[str, Any]:
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
     }
+
+
+def synthetic_rows(count: int, batch: int = 10_000) -> Iterator[list[ItemRow]]:
+    """Cube items as they are stored, each with an id and a footprint of its own, by batches."""
+    tile = box(400_000, -2_300_000, 500_000, -2_200_000)
+    outline = footprint(tile, "EPSG:3413")
+    url = "https://its-live-data.s3.amazonaws.com/datacubes/v2/N60W030/{}.zarr"
+    mark = "ITS_LIVE_vel_EPSG3413_G0120_X450000_Y-2250000"
+    record = CubeRecord(mark, url.format(mark), 3413, tile, outline, 5, "Greenland", 80_000)
+    model = item_row(cube_item(record, last_year=2026), outline, "synthetic")
+    west, south, east, north = outline.bounds
+    random = np.random.default_rng(0)
+    for first in range(0, count, batch):
+        rows = []
+        for n in range(first, min(first + batch, count)):
+            id = f"{mark}_{n}"
+            content = model.content.replace(mark.encode(), id.encode())
+            by = (random.uniform(-179 - west, 179 - east), random.uniform(-89 - south, 89 - north))
+            moved = translate(outline, *by)
+            rows.append(
+                replace(model, id=id, content=content, footprint=moved, digest=digest(content))
+            )
+        yield rows
+
+
+def upserts(url: str, count: int) -> dict[str, Any]:
+    """Items a second into an empty database, and over themselves; one transaction each."""
+    engine = connect(url)
+    migrate(engine)
+    figures: dict[str, Any] = {"items": count}
+    with writing(engine) as connection:
+        put_collections(connection, [("itslive-cubes", b"{}")])
+    for name in ("insert", "replace"):
+        seconds = 0.0
+        for number, rows in enumerate(synthetic_rows(count)):
+            if number == 0:
+                figures["bytes_per_item"] = len(rows[0].content)
+                context = writing(engine)
+                connection = context.__enter__()
+            seconds += timed(put_items, connection, rows)[0]
+        seconds += timed(context.__exit__, None, None, None)[0]  # the commit counts
+        figures[f"{name}_per_second"] = round(count / seconds)
+    engine.dispose()
+    return figures
+
+
+def all_upserts(count: int) -> dict[str, dict[str, Any]]:
+    """On SQLite, and on the PostgreSQL of FIRNLINE_TEST_POSTGRES in a database of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = {"sqlite": upserts(f"sqlite:///{folder}/bench.db", count)}
+    server = os.environ.get("FIRNLINE_TEST_POSTGRES")
+    if server:
+        import psycopg
+
+        name = f"firnline_bench_{os.getpid()}"
+        url = make_url(server)
+        conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+            try:
+                target = url.set(database=name).render_as_string(hide_password=False)
+                figures["postgresql"] = upserts(target, count)
+            finally:
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    return figures
 
 
 def main() -> None:
@@ -136,6 +222,7 @@ def main() -> None:
             path = Path(folder) / "made_up.json"
             path.write_bytes(made_up_catalog())
         result = run(path, 1 if arguments.quick else 5)
+    result["upserts"] = all_upserts(20_000 if arguments.quick else 200_000)
     if arguments.json:
         print(json.dumps(result))
         return
@@ -145,9 +232,16 @@ def main() -> None:
         f"{result['items_per_second']} items/s, {result['database_bytes'] / 1e6:.0f} MB"
     )
     print(f"once more     {result['second_harvest_seconds']:7.2f} s  nothing changed")
+    print(f"unmodified    {result['unmodified_harvest_seconds']:7.2f} s  the catalog itself")
     print(f"parse+corners {result['reference_seconds']:7.2f} s  reference")
     print(f"ratio         {result['ratio_to_reference']:7.2f}")
     print(f"peak memory   {result['peak_rss_bytes'] / 1e6:7.0f} MB, imports included")
+    for name, figures in result["upserts"].items():
+        print(
+            f"upserts into {name}: {figures['items']} items of {figures['bytes_per_item']} bytes, "
+            f"{figures['insert_per_second']} items/s new, "
+            f"{figures['replace_per_second']} items/s replaced"
+        )
 
 
 if __name__ == "__main__":

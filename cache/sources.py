@@ -27,7 +27,7 @@ from firnline.database import reading
 from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
 from firnline.footprint import footprint
 from firnline.source import Source
-from firnline.tables import Footprint, items
+from firnline.tables import LIVING, Footprint, items
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
@@ -96,7 +96,7 @@ def find_cubes(engine: Engine, request: Request, window: str | None = None) -> l
     with reading(engine) as connection:
         contents = connection.scalars(
             select(items.c.content)
-            .where(items.c.collection == request.collection, near)
+            .where(items.c.collection == request.collection, LIVING, near)
             .order_by(items.c.id)
         ).all()
     found = [_cube_item(json.loads(content)) for content in contents]

@@ -23,11 +23,11 @@ import zarr
 from odc.geo.geobox import GeoBox
 from zarr.codecs import BloscCodec
 
-from firnline import __version__
 from firnline.cache import shards
 from firnline.cache.plan import CHUNK_SIDE, CHUNK_TIME, SHARD_TIME, Plan, Tile
 from firnline.crs import parse_crs
 from firnline.errors import StoreError
+from firnline.version import __version__
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 Format = Literal["v3", "v2"]

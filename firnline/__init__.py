@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["open", "strain"]
+from firnline.version import __version__
+
+__all__ = ["__version__", "open", "strain"]
 
 if TYPE_CHECKING:
     from firnline.cache.opening import open_subset as open

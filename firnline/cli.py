@@ -28,9 +28,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from firnline import __version__, logs
+from firnline import logs
 from firnline.errors import FirnlineError, InputError
 from firnline.settings import Settings
+from firnline.version import __version__
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -81,6 +82,16 @@ def harvest(
     mosaics: Annotated[
         bool, typer.Option(help="Make the mosaics' items from their URL templates as well.")
     ] = True,
+    deep: Annotated[
+        bool, typer.Option(help="Also look at the files themselves: which mosaics exist.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Read a catalog that has not changed; accept one that lost many of its cubes.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -95,6 +106,8 @@ def harvest(
             settings,
             sources or list(settings.catalog_urls),
             mosaics=mosaics,
+            deep=deep,
+            force=force,
             dry_run=dry_run,
             progress=progress,
         )
@@ -197,7 +210,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     worker: Annotated[bool, typer.Option(help="Do jobs in this process.")] = True,
-    harvest: Annotated[bool, typer.Option(help="Harvest when the catalog is empty.")] = True,
+    harvest: Annotated[
+        bool, typer.Option(help="Harvest an empty catalog, and on schedule.")
+    ] = True,
 ) -> None:
     """Serve the STAC API and the processes, with a worker; harvests an empty catalog first."""
     from firnline.service import Service
@@ -264,14 +279,18 @@ def status(
         out.print(table)
         return
     from firnline.database import overview
+    from firnline.runs import recent
 
-    found = overview(_database(settings, migrated=False))
-    answer = {"version": __version__, "database": _shown_url(settings), **found}
+    engine = _database(settings, migrated=False)
+    answer = {"version": __version__, "database": _shown_url(settings), **overview(engine)}
     answer["cache"] = str(settings.cache_dir)
+    harvests = recent(engine, 5)
     if as_json:
-        _print_json(answer)
-    else:
-        _print_pairs(answer)
+        _print_json({**answer, "harvests": harvests})
+        return
+    _print_pairs(answer)
+    for run in harvests:
+        out.print(f"harvest {run['started'][:19]}  {_outcome(run)}", markup=False)
 
 
 @cache_app.command("list")
@@ -347,6 +366,18 @@ def _plain(value: Any) -> Any:
         if isinstance(value, Path)
         else value
     )
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    """What came of a harvest, in one line."""
+    sources = ", ".join(run["sources"])
+    if run["status"] == "successful":
+        counts = ("added", "changed", "unchanged", "retired", "revived", "failed")
+        told = ", ".join(f"{run[name]} {name}" for name in counts if run[name])
+        since = run["not_modified_since"]
+        told = f"not modified since {since[:19]}" if since else told
+        return f"{'deep, ' if run['deep'] else ''}{told or 'nothing there'}  {sources}"
+    return f"{run['status']}  {run['error'] or sources}"
 
 
 def _area(

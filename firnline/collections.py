@@ -136,7 +136,13 @@ def _cubes() -> dict[str, Any]:
                 "type": ZARR,
                 "roles": ["data"],
                 "xarray:open_kwargs": OPEN_KWARGS,
-            }
+            },
+            "composite": {
+                "title": "Annual composites (Zarr)",
+                "type": ZARR,
+                "roles": ["composite"],
+                "xarray:open_kwargs": OPEN_KWARGS,
+            },
         },
         "summaries": {"cube:variables": {"type": "object", "enum": [CUBE_VARIABLES]}},
     }
@@ -151,8 +157,8 @@ def _mosaics() -> dict[str, Any]:
             "are those of ITS_LIVE's own items; the suffix `_V02` marks the version before 2.1. "
             f"{_COMPONENTS_ARE} "
             "An item's geometry is the union of the tiles that its mosaic is made of, inside of "
-            "which most is not ice. Existence of each file follows from the naming scheme and is "
-            "not checked one by one. `rgi` is ITS_LIVE's name of the region; "
+            "which most is not ice. A mosaic is listed by the naming scheme, and after a deep "
+            "harvest only if its COG of `v` exists. `rgi` is ITS_LIVE's name of the region; "
             "`temporal_coverage_type` is `annual` or `static`."
         ),
         "keywords": [*_KEYWORDS, "mosaic", "COG", "RGI", "autoRIFT"],

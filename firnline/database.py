@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -34,6 +35,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
+    LIVING,
     collections,
     harvests,
     items,
@@ -201,31 +203,88 @@ def put_collections(connection: Connection, contents: Iterable[tuple[str, bytes]
 
 
 def put_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
-    """Insert or replace items by (collection, id), with their boxes."""
-    now = datetime.now(UTC)
+    """Insert or replace items by (collection, id), with their boxes; retired ones come back.
+
+    Of rows with the same collection and id the last is taken. What is written goes past
+    SQLAlchemy's handling of parameters, which took longer than the databases themselves.
+    """
+    put = _put_sqlite if connection.dialect.name == "sqlite" else _put_postgresql
+    now = to_microseconds(datetime.now(UTC))
     for first in range(0, len(rows), _BATCH):
-        batch = rows[first : first + _BATCH]
-        _upsert(
-            connection,
-            items,
-            [
-                {
-                    "collection": row.collection,
-                    "id": row.id,
-                    "start_datetime": row.start,
-                    "end_datetime": row.end,
-                    "footprint": shapely.to_wkb(row.footprint),
-                    "content": row.content,
-                    "digest": row.digest,
-                    "source": row.source,
-                    "updated": now,
-                }
-                for row in batch
-            ],
-            ["collection", "id"],
+        latest = {(row.collection, row.id): row for row in rows[first : first + _BATCH]}
+        batch = list(latest.values())
+        footprints = np.array([row.footprint for row in batch], object)
+        columns: list[list[Any]] = [
+            [row.collection for row in batch],
+            [row.id for row in batch],
+            [to_microseconds(row.start) for row in batch],
+            [to_microseconds(row.end) for row in batch],
+            shapely.to_wkb(footprints).tolist(),
+            [row.content for row in batch],
+            [row.digest for row in batch],
+            [row.source for row in batch],
+            [now] * len(batch),
+        ]
+        put(connection, columns, footprints)
+
+
+_WRITTEN = ("start_datetime", "end_datetime", "footprint", "content", "digest", "source", "updated")
+_REPLACED = (
+    "ON CONFLICT (collection, id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN)
+    + ", retired = NULL"
+)
+_INTO = f"INTO items (collection, id, {', '.join(_WRITTEN)}"
+_PUT_SQLITE = f"INSERT {_INTO}, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {_REPLACED}"  # noqa: S608
+# The whole batch in one statement: a column is an array, sent in binary.
+_PUT_POSTGRESQL = (
+    f"INSERT {_INTO}) SELECT collection, id, start, until, ST_GeomFromWKB(footprint, 4326), "  # noqa: S608
+    "content, digest, source, updated FROM unnest(%b::text[], %b::text[], %b::bigint[], "
+    "%b::bigint[], %b::bytea[], %b::bytea[], %b::text[], %b::text[], %b::bigint[]) AS incoming "
+    f"(collection, id, start, until, footprint, content, digest, source, updated) {_REPLACED}"
+)
+_PUT_BOXES = "INSERT INTO items_rtree VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+def _put_postgresql(
+    connection: Connection, columns: Sequence[Sequence[Any]], _footprints: Any
+) -> None:
+    connection.exec_driver_sql(_PUT_POSTGRESQL, tuple(columns))
+
+
+def _put_sqlite(connection: Connection, columns: Sequence[Sequence[Any]], footprints: Any) -> None:
+    ids = list(zip(columns[0], columns[1], strict=True))
+    known = _keys(connection, ids)
+    # This transaction is the only one that writes: keys can be given out beforehand, and boxes
+    # be made without asking for them.
+    free = (connection.scalar(select(func.max(items.c.key))) or 0) + 1
+    keys = {id: known[id] if id in known else free + n for n, id in enumerate(ids)}
+    written = list(zip(*columns, (keys[id] for id in ids), strict=True))
+    connection.exec_driver_sql(_PUT_SQLITE, written)
+    if known:
+        _delete_boxes(connection, list(known.values()))
+    boxes = []
+    bounds = shapely.bounds(footprints).tolist()
+    for id, start, end, box, footprint in zip(
+        ids, columns[2], columns[3], bounds, footprints, strict=True
+    ):
+        days = (start - _YEAR_2000) / _DAY, (end - _YEAR_2000) / _DAY
+        whole = box[0] > -180 or box[2] < 180
+        for n, (west, south, east, north) in enumerate([box] if whole else item_boxes(footprint)):
+            boxes.append((2 * keys[id] + n, west, east, south, north, *days))
+    connection.exec_driver_sql(_PUT_BOXES, boxes)
+
+
+def _keys(connection: Connection, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """Keys of those items that there are; by collection, so that the index serves."""
+    keys: dict[tuple[str, str], int] = {}
+    for collection in {collection for collection, _ in ids}:
+        chosen = select(items.c.id, items.c.key).where(
+            items.c.collection == collection,
+            items.c.id.in_([id for other, id in ids if other == collection]),
         )
-        if connection.dialect.name == "sqlite":
-            _put_boxes(connection, batch)
+        keys |= {(collection, id): key for id, key in connection.execute(chosen)}
+    return keys
 
 
 def delete_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:
@@ -239,9 +298,21 @@ def delete_items(connection: Connection, collection: str, ids: Sequence[str]) ->
         connection.execute(items.delete().where(chosen))
 
 
+def retire_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:
+    """Hide items that their source no longer has; :func:`put_items` brings them back."""
+    now = datetime.now(UTC)
+    for first in range(0, len(ids), _BATCH):
+        batch = ids[first : first + _BATCH]
+        chosen = (items.c.collection == collection) & items.c.id.in_(batch) & LIVING
+        if connection.dialect.name == "sqlite":
+            keys = connection.scalars(select(items.c.key).where(chosen)).all()
+            _delete_boxes(connection, keys)
+        connection.execute(items.update().where(chosen).values(retired=now))
+
+
 def get_item(connection: Connection, collection: str, id: str) -> bytes | None:
     """The stored JSON of one item, or None."""
-    chosen = (items.c.collection == collection) & (items.c.id == id)
+    chosen = (items.c.collection == collection) & (items.c.id == id) & LIVING
     return connection.scalar(select(items.c.content).where(chosen))
 
 
@@ -252,37 +323,6 @@ def _upsert(connection: Connection, table: Any, rows: list[dict[str, Any]], key:
     statement = dialect.insert(table)
     replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
     connection.execute(statement.on_conflict_do_update(index_elements=key, set_=replaced), rows)
-
-
-def _put_boxes(connection: Connection, rows: Sequence[ItemRow]) -> None:
-    keys = {
-        (collection, id): key
-        for collection, id, key in connection.execute(
-            select(items.c.collection, items.c.id, items.c.key).where(
-                items.c.id.in_([row.id for row in rows])
-            )
-        )
-    }
-    boxes = []
-    for row in rows:
-        key = keys[row.collection, row.id]
-        start, end = (
-            (to_microseconds(instant) - _YEAR_2000) / _DAY for instant in (row.start, row.end)
-        )
-        for n, (west, south, east, north) in enumerate(item_boxes(row.footprint)):
-            boxes.append(
-                {
-                    "id": 2 * key + n,
-                    "west": west,
-                    "east": east,
-                    "south": south,
-                    "north": north,
-                    "start": start,
-                    "end": end,
-                }
-            )
-    _delete_boxes(connection, [keys[row.collection, row.id] for row in rows])
-    connection.execute(insert(items_rtree), boxes)
 
 
 def _delete_boxes(connection: Connection, keys: Sequence[int]) -> None:
@@ -311,15 +351,17 @@ def put_subset(connection: Connection, **values: Any) -> None:
 def is_empty(engine: Engine) -> bool:
     """Whether the catalog has no harvested item yet."""
     with reading(engine) as connection:
-        harvested = select(items.c.key).where(items.c.collection != "subsets").limit(1)
+        harvested = select(items.c.key).where(items.c.collection != "subsets", LIVING).limit(1)
         return connection.scalar(harvested) is None
 
 
 def overview(engine: Engine) -> dict[str, Any]:
-    """Counts of items a collection, of jobs a status, and the last harvest."""
+    """Counts of items a collection (of retired ones, all), of jobs a status; the last harvest."""
     with reading(engine) as connection:
         count = func.count()
-        per_collection = select(items.c.collection, count).group_by(items.c.collection)
+        per_collection = (
+            select(items.c.collection, count).where(LIVING).group_by(items.c.collection)
+        )
         per_status = select(jobs.c.status, count).group_by(jobs.c.status)
         last = connection.execute(
             select(harvests.c.finished, harvests.c.source, harvests.c.error)
@@ -329,6 +371,7 @@ def overview(engine: Engine) -> dict[str, Any]:
         stored = connection.execute(select(count, func.sum(subsets.c.size))).one()
         return {
             "items": {row[0]: row[1] for row in connection.execute(per_collection)},
+            "retired": connection.scalar(select(count).select_from(items).where(~LIVING)),
             "jobs": {row[0]: row[1] for row in connection.execute(per_status)},
             "subsets": {"count": stored[0], "bytes": int(stored[1] or 0)},
             "last_harvest": None

@@ -53,7 +53,7 @@ def run(
             f"mosaics of {mirror.region}, served at {server.url}")  # fmt: skip
         settings = demo_settings(folder, mirror)
         with Service(settings, port=0, harvest=False) as service:
-            report = harvest(service.engine, settings, [mirror.catalog_url], exists=_exists)
+            report = harvest(service.engine, settings, [mirror.catalog_url], deep=True)
             say(f"2. Harvested {report.added} items into {settings.database}")
             found = _search(service.url, mirror)
             say(f"3. pystac-client finds {len(found)} cubes in the area:")
@@ -94,12 +94,6 @@ def demo_settings(folder: Path, mirror: Mirror) -> Settings:
         public_url="",
         _env_file=None,
     )
-
-
-def _exists(urls: list[str]) -> list[bool]:
-    """Which of the mosaics the mirror has: a real one has all that the templates name."""
-    with httpx.Client() as client:
-        return [client.head(url).status_code == 200 for url in urls]
 
 
 def _search(url: str, mirror: Mirror) -> list[str]:

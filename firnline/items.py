@@ -184,8 +184,17 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         "roles": ["data"],
         "xarray:open_kwargs": OPEN_KWARGS,
     }
+    assets = {"zarr": asset}
+    if record.composite_url is not None:
+        assets["composite"] = {
+            "href": record.composite_url,
+            "type": ZARR,
+            "title": "Annual composites (Zarr)",
+            "roles": ["composite"],
+            "xarray:open_kwargs": OPEN_KWARGS,
+        }
     extensions = [PROJECTION, DATACUBE, VERSION, XARRAY]
-    return _item(CUBES, record.id, record.footprint, properties, {"zarr": asset}, extensions)
+    return _item(CUBES, record.id, record.footprint, properties, assets, extensions)
 
 
 def mosaic_item(record: MosaicRecord) -> dict[str, Any]:

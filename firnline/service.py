@@ -1,10 +1,11 @@
-"""The service: API, worker and first harvest in one process."""
+"""The service: API, worker, first and scheduled harvests in one process."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -14,11 +15,21 @@ from sqlalchemy import Engine
 from firnline.api.app import create_app
 from firnline.cache import worker
 from firnline.database import connect, is_empty, migrate
-from firnline.errors import FirnlineError, InputError, SourceUnreachableError
+from firnline.errors import (
+    ConflictError,
+    DatabaseError,
+    FirnlineError,
+    InputError,
+    SourceUnreachableError,
+)
 from firnline.indexer.harvest import harvest
+from firnline.indexer.schedule import Schedule
 from firnline.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+_AGAIN = 60.0  # seconds to the next try of a first harvest
+_LONGEST_WAIT = 60.0  # seconds without a look at the clock
 
 
 class Service:
@@ -31,7 +42,8 @@ class Service:
     host, port
         Where to listen; port 0 takes a free one, see :attr:`url`.
     worker, harvest
-        Whether to do jobs, and to harvest an empty catalog, in threads of this process.
+        Whether to do jobs, and to harvest an empty catalog and on schedule
+        (``settings.harvest_schedule``), in threads of this process.
 
     Attributes
     ----------
@@ -41,7 +53,7 @@ class Service:
     Raises
     ------
     InputError
-        A public address, and nothing that says who may start jobs.
+        A public address, and nothing that says who may start jobs; a bad schedule.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class Service:
                 f"on {host} anyone could start jobs: listen on 127.0.0.1, or set "
                 "FIRNLINE_API_KEYS_REQUIRED=false where a proxy in front decides who may come in"
             )
+        self._schedule = Schedule(settings.harvest_schedule) if settings.harvest_schedule else None
         self._settings, self._worker, self._harvest = settings, worker, harvest
         self._engine = connect(settings.database)
         migrate(self._engine)
@@ -108,8 +121,8 @@ class Service:
         self.close()
 
     def _start_threads(self) -> None:
-        if self._harvest and is_empty(self._engine):
-            self._spawn(self._first_harvest, {})
+        if self._harvest:
+            self._spawn(self._harvests, {})
         if self._worker:
             arguments = (self._engine, self._settings, self._stop)
             self._spawn(lambda: worker.run(*arguments), {})
@@ -127,28 +140,54 @@ class Service:
         self._socket.close()
         self._engine.dispose()
 
-    def _first_harvest(self) -> None:
-        log.info("the catalog is empty: harvesting", sources=self._settings.catalog_urls)
+    def _harvests(self) -> None:
+        """The first harvest, then those on schedule; errors are logged, and end nothing."""
+        wait = 0.0
+        while not self._stop.wait(wait) and self._is_empty():
+            log.info("the catalog is empty: harvesting", sources=self._settings.catalog_urls)
+            # An outage passes; for what else is wrong, it is enough to say it once.
+            if not self._harvested(deep=False):
+                break
+            wait = _AGAIN
+        if self._schedule is None:
+            return
+        while (at := self._schedule.next(datetime.now(UTC))) is not None:
+            log.info("next harvest", at=f"{at:%Y-%m-%d %H:%M} UTC")
+            # In steps, since the clock may be set, or the machine sleep, in between.
+            while (left := (at - datetime.now(UTC)).total_seconds()) > 0:
+                if self._stop.wait(min(left, _LONGEST_WAIT)):
+                    return
+            self._harvested(deep=True)
+
+    def _is_empty(self) -> bool:
+        try:
+            return is_empty(self._engine)
+        except DatabaseError as error:
+            log.error("the database can't be read", reason=str(error))
+            return True
+
+    def _harvested(self, *, deep: bool) -> bool:
+        """Harvest once and log what came of it; True if it's worth to try soon again."""
 
         def progress(phase: str, done: int, total: int) -> None:
             if total and done == total:
                 log.info("harvest", phase=phase, items=total)
 
-        while not self._stop.is_set():
-            try:
-                report = harvest(
-                    self._engine, self._settings, self._settings.catalog_urls, progress=progress
-                )
-            except SourceUnreachableError as error:
-                log.error("harvest failed, trying again in a minute", reason=str(error))
-                self._stop.wait(60)
-            except FirnlineError as error:
-                log.error("harvest failed; try `firnline harvest`", reason=str(error))
-                return
-            else:
-                for line in report.lines():
-                    log.info(line)
-                return
+        sources = self._settings.catalog_urls
+        try:
+            report = harvest(self._engine, self._settings, sources, deep=deep, progress=progress)
+        except (SourceUnreachableError, DatabaseError, ConflictError) as error:
+            log.error("harvest failed; it's tried again", reason=str(error))
+            return True
+        except FirnlineError as error:
+            log.error("harvest failed; try `firnline harvest`", reason=str(error))
+            return False
+        except Exception:
+            log.exception("harvest failed by an error of firnline's own")
+            return False
+        for line in report.lines():
+            log.info(line)
+        return False
 
 
 def _is_loopback(host: str) -> bool:

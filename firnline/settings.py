@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     cache_url: str = Field(
         "", description="Directory of the materialised subsets; empty: DATA_DIR/cache."
     )
+    harvest_schedule: str = Field(
+        "",
+        description="When `serve` harvests, deep: a cron expression in UTC, as '30 4 * * *' or "
+        "@daily; empty: only an empty catalog, at the start.",
+    )
     memory_limit: ByteSize = Field(
         ByteSize(2_000_000_000), description="Memory that one job may use for chunks and buffers."
     )

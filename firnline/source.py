@@ -7,13 +7,12 @@ missing data.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 _RETRIES = 5
 _TIMEOUT = 60.0  # seconds for one request
-_LARGEST_DOCUMENT = 1 << 30
 
 
 def check_allowed(url: str, allowed: Sequence[str]) -> str:
@@ -155,77 +153,3 @@ def _reason(error: Exception) -> str:
         return "access denied"
     line = str(error).strip().splitlines()[0]
     return line.rsplit(" - ", 1)[-1].strip(" :")
-
-
-def read_document(location: str | Path, *, allowed: Sequence[str]) -> bytes:
-    """Read one whole document, such as a catalog, from a local path or an allowed URL.
-
-    A path is the operator's own and is not checked; a redirect is followed only to an allowed
-    place.
-
-    Raises
-    ------
-    SourceNotAllowedError, SourceMissingError, SourceUnreachableError, SourceCorruptError
-    """
-    scheme = urlsplit(str(location)).scheme
-    if scheme in ("s3", "file"):
-        folder, _, name = str(location).rpartition("/")
-        check_allowed(str(location), allowed)
-        return bytes(Source(folder, allowed=(folder + "/",)).get(unquote(name)).data)
-    if scheme in ("http", "https"):
-        return _download(str(location), allowed)
-    if "://" in str(location):
-        raise SourceNotAllowedError(f"{scheme} can't be read from; accepted: https, http, s3, file")
-    try:
-        return Path(location).read_bytes()
-    except FileNotFoundError:
-        raise SourceMissingError(f"{location} does not exist") from None
-    except OSError as error:
-        raise SourceUnreachableError(f"{location}: {error.strerror}") from error
-
-
-def _download(url: str, allowed: Sequence[str]) -> bytes:
-    import httpx
-
-    with httpx.Client(timeout=_TIMEOUT, follow_redirects=False) as client:
-        for attempt in range(_RETRIES):
-            try:
-                return _follow(client, url, allowed)
-            except httpx.InvalidURL as error:
-                raise SourceNotAllowedError(f"{url[:200]!r} is not a URL: {error}") from None
-            except httpx.DecodingError as error:
-                raise SourceCorruptError(f"{url}: {error}") from error
-            except (httpx.TransportError, _TryAgain) as error:
-                if attempt == _RETRIES - 1:
-                    reason = str(error) or type(error).__name__
-                    raise SourceUnreachableError(f"{url}: {reason}") from error
-                time.sleep(0.2 * 2**attempt)
-    raise AssertionError("unreachable")
-
-
-class _TryAgain(Exception):
-    """A 429 or 5xx answer."""
-
-
-def _follow(client: Any, url: str, allowed: Sequence[str]) -> bytes:
-    for _ in range(5):
-        with client.stream("GET", check_allowed(url, allowed)) as response:
-            if response.is_redirect:
-                try:
-                    url = urljoin(url, response.headers.get("location", ""))
-                except ValueError:
-                    raise SourceUnreachableError(f"{url} redirects to what is no URL") from None
-                continue
-            if response.status_code in (404, 410):
-                raise SourceMissingError(f"{url} does not exist ({response.status_code})")
-            if response.status_code == 429 or response.status_code >= 500:
-                raise _TryAgain(f"the server answered {response.status_code}")
-            if response.status_code != 200:
-                raise SourceUnreachableError(f"{url}: the server answered {response.status_code}")
-            body = bytearray()
-            for part in response.iter_bytes():
-                body += part
-                if len(body) > _LARGEST_DOCUMENT:
-                    raise SourceCorruptError(f"{url} is larger than 1 GiB, not a catalog")
-            return bytes(body)
-    raise SourceUnreachableError(f"{url}: too many redirects")

@@ -145,6 +145,7 @@ items = Table(
     Column("digest", Text, nullable=False),  # of `content`: what a harvest compares
     Column("source", Text, nullable=False),  # the catalog or mosaic root it was harvested from
     Column("updated", Instant, nullable=False),
+    Column("retired", Instant),  # since when its source no longer has it; null: it's there
     UniqueConstraint("collection", "id"),
     Index("ix_items_source", "source"),
     Index("ix_items_footprint", "footprint", postgresql_using="gist").ddl_if(dialect="postgresql"),
@@ -155,12 +156,16 @@ Index(
     items.c.collection,
     items.c.id,
     items.c.start_datetime,
+    items.c.retired,  # so that a count of what is there reads the index only
 )
+
+LIVING = items.c.retired.is_(None)
+"""The condition that every reader of `items` sets: what its source lost is kept, and hidden."""
 
 # On SQLite only, made by the first migration: the boxes of an item's footprint, with time as the
 # third dimension in days since 2000, since R*Tree keeps 32-bit floats (rounded outwards, so that
 # it never misses). `id` is 2 x the item's key, and one more for the second box of an item that
-# crosses the antimeridian.
+# crosses the antimeridian. Retired items have no boxes.
 items_rtree = Table(
     "items_rtree",
     MetaData(),

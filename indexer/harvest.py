@@ -1,141 +1,49 @@
 """A harvest: what the sources have now, compared with what the database has, and written.
 
 Everything is read and made before the database is touched, and written in one transaction: a
-harvest that fails, or is killed, leaves the catalog as it was.
+harvest that fails, or is killed, leaves the catalog as it was. There is one at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import shapely
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, func, select
 
+from firnline import runs
 from firnline.collections import COLLECTIONS, Extent, collection
-from firnline.database import ItemRow, delete_items, put_collections, put_items, reading, writing
+from firnline.database import ItemRow, put_collections, put_items, reading, retire_items, writing
+from firnline.document import Document, Validators, exist, read_document
 from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
 from firnline.indexer.catalog import Failure, read_catalog
 from firnline.indexer.mosaics import Cube, mosaic_records
+from firnline.indexer.report import Counts, Report
 from firnline.items import CUBES, MOSAICS, CubeRecord, cube_item, encode, item_row, mosaic_item
+from firnline.locks import alone
+from firnline.runs import Reading
 from firnline.settings import Settings
-from firnline.source import read_document
-from firnline.tables import collections, harvests, items
+from firnline.tables import LIVING, collections, items
+from firnline.version import __version__
 
 LARGEST_LOSS = 0.2
 """Share of its cubes that a catalog may lose from one harvest to the next."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with the phase (``read``, ``items``, ``mosaics``, ``store``), how many are done, and of
-how many."""
+"""Called with the phase (``read``, ``items``, ``check``, ``mosaics``, ``store``), how many are
+done, and of how many."""
+
+Deepen = Callable[[Sequence[CubeRecord], Iterable[dict[str, Any]]], Iterable[dict[str, Any]]]
+"""Called with all cubes and their items as the catalog makes them; gives the items to store, in
+the same order. It has to give in every harvest what it once knew, or items will change back."""
 
 _STRIDE = 500  # rows between two reports of progress
 _SUMMARISED = ("proj:code", "version", "rgi", "temporal_coverage_type", "itslive:region")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the items of a collection."""
-
-    added: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    retired: int = 0
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a harvest did, or in a dry run would do."""
-
-    sources: tuple[str, ...]
-    started: datetime
-    finished: datetime
-    dry_run: bool
-    counts: Mapping[str, Counts]
-    """By collection."""
-    failures: tuple[Failure, ...]
-    """Features and regions that gave no item, each with its reason."""
-    missing: int
-    """Mosaics that were looked for and don't exist."""
-    repeated: int
-    """Cubes that a later catalog of the same harvest has too, and that were taken from there."""
-
-    @property
-    def failed(self) -> int:
-        """Number of features that could not be made items though they should be."""
-        return sum(not failure.skipped for failure in self.failures)
-
-    @property
-    def skipped(self) -> int:
-        """Number of features and regions that are not there, by what the source says."""
-        return sum(failure.skipped for failure in self.failures)
-
-    @property
-    def total(self) -> Counts:
-        """The sum over the collections."""
-        rows = [asdict(counts) for counts in self.counts.values()]
-        return Counts(**{name: sum(row[name] for row in rows) for name in asdict(Counts())})
-
-    @property
-    def added(self) -> int:
-        """Items that were not there before, of all collections."""
-        return self.total.added
-
-    @property
-    def changed(self) -> int:
-        """Items whose content changed, of all collections."""
-        return self.total.changed
-
-    def lines(self, *, failures: int = 20) -> list[str]:
-        """The report for people; of the failures the first so many, each with its reason."""
-        lines = [
-            f"{name}: {counts.added} added, {counts.changed} changed, "
-            f"{counts.unchanged} unchanged, {counts.retired} retired"
-            for name, counts in self.counts.items()
-        ]
-        if self.total == Counts(unchanged=self.total.unchanged):
-            lines.append("nothing changed")
-        if self.repeated:
-            lines.append(
-                f"{self.repeated} cubes are in several catalogs: the last one's were taken"
-            )
-        if self.missing:
-            lines.append(f"{self.missing} mosaics don't exist and were left out")
-        lines.append(f"{self.failed} failed, {self.skipped} skipped")
-        for failure in self.failures[:failures]:
-            place = "" if failure.index is None else f"feature {failure.index} "
-            lines.append(f"  {place}{failure.id or 'without a name'}: {failure.reason}")
-        if len(self.failures) > failures:
-            lines.append(f"  and {len(self.failures) - failures} more (--json lists all)")
-        if self.dry_run:
-            lines.append("dry run: nothing was written")
-        return lines
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
-        return {
-            "sources": list(self.sources),
-            "started": self.started.isoformat(),
-            "finished": self.finished.isoformat(),
-            "seconds": round((self.finished - self.started).total_seconds(), 3),
-            "dry_run": self.dry_run,
-            **asdict(self.total),
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "missing": self.missing,
-            "repeated": self.repeated,
-            "collections": {name: asdict(counts) for name, counts in self.counts.items()},
-            "failures": [asdict(failure) for failure in self.failures],
-        }
-
-    def to_json(self) -> str:
-        """The report as one JSON document."""
-        return json.dumps(self.to_dict())
 
 
 def harvest(
@@ -144,14 +52,19 @@ def harvest(
     locations: Sequence[str],
     *,
     mosaics: bool = True,
+    deep: bool = False,
+    force: bool = False,
     dry_run: bool = False,
-    exists: Callable[[list[str]], list[bool]] | None = None,
+    deepen: Deepen | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Bring the database to what the catalogs at `locations` say.
 
-    Items of these sources that are no longer there are removed. A cube that several catalogs
-    have is taken from the last of them.
+    Items of these sources that are no longer there are retired: kept, hidden from every reader,
+    and back when their source has them again. A cube that several catalogs have is taken from
+    the last of them. Catalogs that have not changed since they were last read, as their server
+    says, are not read again, unless `deep` or `force` is set, firnline's version or the year is
+    another one, or another harvest has changed the catalog since.
 
     Parameters
     ----------
@@ -162,118 +75,243 @@ def harvest(
     mosaics
         Also the velocity mosaics under ``settings.mosaic_roots``, of all regions whose cubes
         are known.
+    deep
+        Look which mosaics exist, and leave out those that don't; a later harvest that is not
+        deep goes by what was found. Without any deep harvest, all are taken to exist.
+    force
+        Read the catalogs even if they have not changed, and accept that one lost more than
+        :data:`LARGEST_LOSS` of its cubes.
     dry_run
         Compare, and write nothing.
-    exists
-        See :func:`firnline.indexer.mosaics.mosaic_records`.
+    deepen
+        Adds to the items of the cubes, see :data:`Deepen`.
 
     Raises
     ------
     InputError
         There are no locations.
+    ConflictError
+        Another harvest of this database is under way.
     SourceUnreachableError, SourceMissingError, SourceNotAllowedError
-        A catalog can't be read; the database is as before.
+        A catalog can't be read, or the existence of a mosaic not be asked; the database is as
+        before.
     CatalogError
         A catalog is not one, or has lost more than :data:`LARGEST_LOSS` of its cubes.
     DatabaseError
     """
     if not locations:
         raise InputError("there is no catalog to harvest: give a path or a URL of one")
-    run = _Run(engine, tuple(dict.fromkeys(map(str, locations))), datetime.now(UTC), dry_run)
-    try:
-        return _harvest(run, settings, mosaics, exists, progress or (lambda *_: None))
-    except FirnlineError as error:
-        if not dry_run:
-            with contextlib.suppress(DatabaseError), writing(engine) as connection:
-                _log(connection, run, error=str(error))
-        raise
+    sources = tuple(dict.fromkeys(map(str, locations)))
+    with nullcontext() if dry_run else alone(engine, "harvest"):
+        started = datetime.now(UTC)
+        run = _Run(
+            engine=engine,
+            settings=settings,
+            sources=sources,
+            started=started,
+            mosaics=mosaics,
+            deep=deep,
+            force=force,
+            key=None if dry_run else runs.begin(engine, sources, started),
+            deepen=deepen or (lambda _, made: made),
+            progress=progress or (lambda *_: None),
+        )
+        try:
+            return _harvest(run)
+        except FirnlineError as error:
+            if run.key is not None:
+                with suppress(DatabaseError), writing(engine) as connection:
+                    runs.finish(connection, run.key, error=str(error))
+            raise
 
 
 @dataclass(frozen=True)
 class _Run:
+    """One harvest: what it was asked for."""
+
     engine: Engine
+    settings: Settings
     sources: tuple[str, ...]
     started: datetime
-    dry_run: bool
+    mosaics: bool
+    deep: bool
+    force: bool
+    key: int | None
+    """Of its row in the run log; None in a dry run."""
+    deepen: Deepen
+    progress: Progress
+
+    @property
+    def dry(self) -> bool:
+        return self.key is None
+
+    @property
+    def basis(self) -> dict[str, Any]:
+        """All but the catalogs that decides what comes of them; see ``Report.basis``."""
+        return {
+            "firnline": __version__,
+            "year": self.started.year,  # nominal time ends with it
+            "mosaics": list(self.settings.mosaic_roots) if self.mosaics else None,
+        }
+
+    def report(self, **more: Any) -> Report:
+        """A report; without more, one of nothing done."""
+        values: dict[str, Any] = {"counts": {}, "failures": (), "missing": 0, "repeated": 0}
+        return Report(
+            **values
+            | {
+                "sources": self.sources,
+                "started": self.started,
+                "finished": datetime.now(UTC),
+                "dry_run": self.dry,
+                "deep": self.deep,
+                "basis": self.basis,
+            }
+            | more
+        )
 
 
 @dataclass(frozen=True)
 class _Stored:
     digest: str
     source: str
+    retired: bool
 
 
-def _harvest(
-    run: _Run,
-    settings: Settings,
-    mosaics: bool,
-    exists: Callable[[list[str]], list[bool]] | None,
-    progress: Progress,
-) -> Report:
+def _harvest(run: _Run) -> Report:
+    last = None
+    if not (run.deep or run.force):
+        last = runs.last_reading(run.engine, run.sources, run.basis)
+    documents = _read(run, {} if last is None else last.validators)
+    if documents is None:
+        assert last is not None
+        return _unmodified(run, last)
     found: dict[str, tuple[str, CubeRecord]] = {}
     failures: list[Failure] = []
     read = 0
-    for number, source in enumerate(run.sources):
-        progress("read", number, len(run.sources))
-        records, unusable = _read(source, settings.allowed_sources)
+    for source, document in documents.items():
+        records, unusable = _records(source, document.data)
         found |= {record.id: (source, record) for record in records}
         failures += [replace(failure, source=source) for failure in unusable]
         read += len(records)
-    progress("read", len(run.sources), len(run.sources))
 
-    cube_rows = _cube_rows(found.values(), run.started.year)
-    rows = {CUBES: list(_counted(cube_rows, len(found), "items", progress))}
+    rows = {CUBES: list(_counted(_cube_rows(run, found), len(found), "items", run.progress))}
     owners: dict[str, Sequence[str]] = {CUBES: run.sources}
     missing = 0
-    if mosaics:
+    if run.mosaics:
         cubes = [Cube(record.rgi, record.footprint) for _, record in found.values()]
         cubes += _other_cubes(run, found)
-        made, without, missing = mosaic_records(settings.mosaic_roots, cubes, exists=exists)
+        roots = run.settings.mosaic_roots
+        made, without, missing = mosaic_records(roots, cubes, exists=_exists(run))
         failures += without
         mosaic_rows = (item_row(mosaic_item(m), m.footprint, m.root) for m in made)
         # Of two roots that have the same mosaic, the later one is taken, as with cubes.
-        latest = {row.id: row for row in _counted(mosaic_rows, len(made), "mosaics", progress)}
-        rows[MOSAICS] = list(latest.values())
-        owners[MOSAICS] = settings.mosaic_roots
+        counted = _counted(mosaic_rows, len(made), "mosaics", run.progress)
+        rows[MOSAICS] = list({row.id: row for row in counted}.values())
+        owners[MOSAICS] = roots
 
-    report = Report(
-        sources=run.sources,
-        started=run.started,
-        finished=run.started,
-        dry_run=run.dry_run,
-        counts={},
+    report = run.report(
         failures=tuple(failures),
         missing=missing,
         repeated=read - len(found),
+        validators={source: document.validators for source, document in documents.items()},
     )
-    with reading(run.engine) if run.dry_run else writing(run.engine) as connection:
+    with reading(run.engine) if run.dry else writing(run.engine) as connection:
         changes = [
             _compare(_stored(connection, name), name, rows[name], owners[name]) for name in rows
         ]
-        _refuse_losses(changes[0], run.sources)
+        if not run.force:
+            _refuse_losses(changes[0], run.sources)
         report = replace(
             report,
             counts={change.collection: change.counts for change in changes},
-            finished=datetime.now(UTC),
+            written=sum(len(change.put) + len(change.retired) for change in changes),
         )
-        if not run.dry_run:
-            _write(connection, changes, progress)
+        if run.key is not None:
+            _write(connection, changes, run.progress)
             report = replace(report, finished=datetime.now(UTC))
-            _log(connection, run, report=report.to_json())
+            runs.finish(connection, run.key, report=report.to_json())
+    return replace(report, finished=datetime.now(UTC))
+
+
+def _read(run: _Run, known: Mapping[str, Validators]) -> dict[str, Document] | None:
+    """The catalogs by source, or None if not one has changed since `known`."""
+    documents: dict[str, Document] = {}
+    allowed = run.settings.allowed_sources
+    for number, source in enumerate(run.sources):
+        run.progress("read", number, len(run.sources))
+        document = read_document(source, allowed=allowed, known=known.get(source))
+        if document is not None:
+            documents[source] = document
+    if known and not documents:
+        run.progress("read", len(run.sources), len(run.sources))
+        return None
+    for source in run.sources:
+        # Of several catalogs one has changed: which cube is whose takes all of them.
+        document = documents.get(source) or read_document(source, allowed=allowed)
+        assert document is not None
+        documents[source] = document
+    run.progress("read", len(run.sources), len(run.sources))
+    return {source: documents[source] for source in run.sources}
+
+
+def _unmodified(run: _Run, last: Reading) -> Report:
+    owners = {CUBES: run.sources}
+    if run.mosaics:
+        owners[MOSAICS] = run.settings.mosaic_roots
+    with reading(run.engine) if run.dry else writing(run.engine) as connection:
+        counts = {
+            name: Counts(
+                unchanged=connection.scalar(
+                    select(func.count()).where(
+                        items.c.collection == name, items.c.source.in_(sources), LIVING
+                    )
+                )
+                or 0
+            )
+            for name, sources in owners.items()
+        }
+        report = run.report(counts=counts, not_modified_since=last.read, validators=last.validators)
+        if run.key is not None:
+            runs.finish(connection, run.key, report=report.to_json())
     return report
 
 
-def _read(source: str, allowed: Sequence[str]) -> tuple[list[CubeRecord], list[Failure]]:
-    data = read_document(source, allowed=allowed)
+def _records(source: str, data: bytes) -> tuple[list[CubeRecord], list[Failure]]:
     try:
         return read_catalog(data)
     except CatalogError as error:
         raise CatalogError(f"{source}: {error}") from None
 
 
-def _cube_rows(found: Iterable[tuple[str, CubeRecord]], last_year: int) -> Iterator[ItemRow]:
-    for source, record in found:
-        yield item_row(cube_item(record, last_year=last_year), record.footprint, source)
+def _exists(run: _Run) -> Callable[[list[str]], list[bool]] | None:
+    """Which mosaics there are: as is looked up now, or was by the last deep harvest."""
+    settings = run.settings
+    if run.deep:
+
+        def look(urls: list[str]) -> list[bool]:
+            run.progress("check", 0, len(urls))
+            there = exist(urls, allowed=settings.allowed_sources, concurrency=settings.concurrency)
+            run.progress("check", len(urls), len(urls))
+            return there
+
+        return look
+    if not runs.was_deep(run.engine, settings.mosaic_roots):
+        return None
+    chosen = select(items.c.content).where(items.c.collection == MOSAICS, LIVING)
+    with reading(run.engine) as connection:
+        known = {
+            orjson.loads(content)["assets"]["cog_v"]["href"]
+            for content in connection.scalars(chosen)
+        }
+    return lambda urls: [url in known for url in urls]
+
+
+def _cube_rows(run: _Run, found: Mapping[str, tuple[str, CubeRecord]]) -> Iterator[ItemRow]:
+    records = [record for _, record in found.values()]
+    made = (cube_item(record, last_year=run.started.year) for record in records)
+    for item, (source, record) in zip(run.deepen(records, made), found.values(), strict=True):
+        yield item_row(item, record.footprint, source)
 
 
 def _counted(
@@ -289,7 +327,7 @@ def _counted(
 def _other_cubes(run: _Run, found: Mapping[str, Any]) -> list[Cube]:
     """Cubes of other sources: a mosaic's outline must not depend on which catalog came last."""
     chosen = select(items.c.id, items.c.content, items.c.footprint).where(
-        items.c.collection == CUBES, items.c.source.not_in(run.sources)
+        items.c.collection == CUBES, items.c.source.not_in(run.sources), LIVING
     )
     with reading(run.engine) as connection:
         stored = connection.execute(chosen).all()
@@ -315,35 +353,43 @@ class _Change:
 
 
 def _stored(connection: Connection, name: str) -> dict[str, _Stored]:
-    chosen = select(items.c.id, items.c.digest, items.c.source).where(items.c.collection == name)
-    return {id: _Stored(digest, source) for id, digest, source in connection.execute(chosen)}
+    chosen = select(items.c.id, items.c.digest, items.c.source, items.c.retired).where(
+        items.c.collection == name
+    )
+    return {
+        id: _Stored(digest, source, retired is not None)
+        for id, digest, source, retired in connection.execute(chosen)
+    }
 
 
 def _compare(
     stored: Mapping[str, _Stored], name: str, rows: list[ItemRow], owners: Sequence[str]
 ) -> _Change:
     put = []
-    added = changed = 0
+    added = changed = revived = 0
     for row in rows:
         before = stored.get(row.id)
         if before is None:
             added += 1
+        elif before.retired:
+            revived += 1
         elif before.digest != row.digest:
             changed += 1
         elif before.source == row.source:
             continue
         put.append(row)
     now = {row.id for row in rows}
-    retired = [id for id, before in stored.items() if before.source in owners and id not in now]
+    living = {id: before.source for id, before in stored.items() if not before.retired}
+    retired = [id for id, source in living.items() if source in owners and id not in now]
     return _Change(
         collection=name,
         put=put,
         retired=retired,
-        counts=Counts(added, changed, len(rows) - added - changed, len(retired)),
+        counts=Counts(added, changed, len(rows) - added - changed - revived, len(retired), revived),
         losses={
             owner: (
-                sum(stored[id].source == owner for id in retired),
-                sum(before.source == owner for before in stored.values()),
+                sum(living[id] == owner for id in retired),
+                sum(source == owner for source in living.values()),
             )
             for owner in owners
         },
@@ -356,7 +402,8 @@ def _refuse_losses(change: _Change, sources: Sequence[str]) -> None:
         if lost > LARGEST_LOSS * before:
             raise CatalogError(
                 f"{source}: the catalog lost {lost} of its {before} cubes, more than "
-                f"{LARGEST_LOSS:.0%}; refused, since it looks like a damaged one"
+                f"{LARGEST_LOSS:.0%}; refused, since it looks like a damaged one "
+                "(`firnline harvest --force` accepts it)"
             )
 
 
@@ -374,7 +421,7 @@ def _write(connection: Connection, changes: Sequence[_Change], progress: Progres
             batch = change.put[first : first + _STRIDE]
             put_items(connection, batch)
             done += len(batch)
-        delete_items(connection, change.collection, change.retired)
+        retire_items(connection, change.collection, change.retired)
         extent = _extent(connection, change.collection)
         put_collections(
             connection, [(change.collection, encode(collection(change.collection, extent)))]
@@ -385,7 +432,7 @@ def _write(connection: Connection, changes: Sequence[_Change], progress: Progres
 def _extent(connection: Connection, name: str) -> Extent | None:
     chosen = select(
         items.c.footprint, items.c.content, items.c.start_datetime, items.c.end_datetime
-    ).where(items.c.collection == name)
+    ).where(items.c.collection == name, LIVING)
     rows = connection.execute(chosen).all()
     if not rows:
         return None
@@ -399,18 +446,4 @@ def _extent(connection: Connection, name: str) -> Extent | None:
             key: sorted({values[key] for values in properties if values.get(key) is not None})
             for key in _SUMMARISED
         },
-    )
-
-
-def _log(
-    connection: Connection, run: _Run, *, report: str | None = None, error: str | None = None
-) -> None:
-    connection.execute(
-        insert(harvests).values(
-            source=" ".join(run.sources),
-            started=run.started,
-            finished=datetime.now(UTC),
-            report=report,
-            error=error,
-        )
     )

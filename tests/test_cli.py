@@ -163,6 +163,7 @@ def test_an_unreachable_source_is_never_no_data(
     firn: Run, sample: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("firnline.source._RETRIES", 1)
+    monkeypatch.setattr("firnline.document._ATTEMPTS", 1)
     sample.server.faults = Faults(Fault("status", status=503))
     try:
         answer = firn("harvest", settings=settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from shapely.geometry import box, mapping
 
 from firnline.errors import InputError
 from firnline.footprint import footprint
+from firnline.indexer.mirror import Fault, Faults
+from firnline.indexer.schedule import Schedule
 from firnline.service import Service
 from firnline.settings import Settings
 
@@ -69,6 +72,38 @@ def test_from_nothing_to_a_subset(sample: Any, tmp_path: Path) -> None:
         assert "no cube of the catalog covers this area" in refused.json()["detail"]
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{service.url}/readyz")
+
+
+def test_harvests_on_schedule(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that the schedule says, deep, and on after a harvest that failed."""
+    settings = sample.settings(tmp_path / "data", harvest_schedule="@daily")
+    sample.server.faults = None
+
+    def soon(_: Any, after: datetime) -> datetime:
+        return after + timedelta(seconds=0.2)
+
+    monkeypatch.setattr(Schedule, "next", soon)
+    monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+    with Service(settings, port=0, worker=False) as service:
+
+        def runs() -> list[dict[str, Any]]:
+            found = httpx.get(f"{service.url}/harvests").json()["harvests"]
+            return [run for run in found if run["status"] != "unfinished"]
+
+        deep = wait_for(lambda: [run for run in runs() if run.get("deep")])
+        assert deep[0]["status"] == "successful"
+        sample.server.faults = Faults(Fault("status", 500))
+        assert "answered 500" in wait_for(lambda: [r["error"] for r in runs() if r["error"]])[0]
+        sample.server.faults = None
+        wait_for(lambda: runs()[0]["status"] == "successful")
+        items = httpx.get(f"{service.url}/collections/itslive-cubes/items").json()
+        assert items["numberMatched"] == 5
+
+
+def test_a_bad_schedule_is_one_line(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, harvest_schedule="often", _env_file=None)
+    with pytest.raises(InputError, match="FIRNLINE_HARVEST_SCHEDULE 'often' is no cron"):
+        Service(settings, port=0)
 
 
 def test_a_public_address_needs_a_word(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pystac.validation import validate_dict
 from sqlalchemy import Engine
 
 from firnline.api.app import create_app
+from firnline.database import retire_items, writing
 from firnline.settings import Settings
 from tests.api.conftest import CUBES, Client, box, make_item, put, utc
 
@@ -415,3 +416,44 @@ def test_items_are_sent_as_stored(client: Client, engine: Engine) -> None:
     put(engine, [row.__class__(**{**row.__dict__, "content": content})])
     assert content[:-1] in client.http.get("/search?limit=1").content
     assert content[:-1] in client.http.get(f"/collections/{CUBES}/items/odd").content
+
+
+class TestRetired:
+    """What its source no longer has is nowhere to be found, until it's there again."""
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {},
+            {"ids": "greenland"},
+            {"collections": CUBES},
+            {"bbox": "-60,60,-40,80"},
+            {"bbox": "-180,-90,180,90"},
+            {"datetime": "2015-06-01T00:00:00Z"},
+            {"bbox": "-60,60,-40,80", "datetime": "2015-06-01T00:00:00Z"},
+            {"intersects": '{"type":"Point","coordinates":[-49.5,69.5]}'},
+        ],
+        ids=str,
+    )
+    def test_hidden_from_every_search(
+        self, client: Client, engine: Engine, asked: dict[str, str]
+    ) -> None:
+        before = client.get("/search", limit=100, **asked)
+        found = [item["id"] for item in before["features"]]
+        assert "greenland" in found
+        with writing(engine) as connection:
+            retire_items(connection, CUBES, ["greenland"])
+        hidden = client.get("/search", limit=100, **asked)
+        found.remove("greenland")
+        assert [item["id"] for item in hidden["features"]] == found
+        assert hidden["numberMatched"] == before["numberMatched"] - 1
+        assert client.ids(limit=1, **asked) == found
+        put(engine, ROWS[:1])
+        assert client.get("/search", limit=100, **asked) == before
+
+    def test_no_such_item(self, client: Client, engine: Engine) -> None:
+        path = f"/collections/{CUBES}/items"
+        with writing(engine) as connection:
+            retire_items(connection, CUBES, ["greenland"])
+        client.problem("GET", f"{path}/greenland", 404)
+        assert client.get(path)["numberMatched"] == 4 - 1

@@ -23,6 +23,7 @@ from shapely.geometry import MultiPolygon, Point, box
 from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Connection, Engine, func, insert, inspect, literal, select, text
 
+from firnline.api import query
 from firnline.database import (
     ItemRow,
     connect,
@@ -35,10 +36,12 @@ from firnline.database import (
     put_collections,
     put_items,
     reading,
+    retire_items,
     writing,
 )
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
+    LIVING,
     Footprint,
     collections,
     harvests,
@@ -162,6 +165,40 @@ def test_the_schema_of_the_migrations_is_that_of_the_tables(
         engine.dispose()
 
 
+def test_upgrade_of_a_catalog_in_use(bare_url: str) -> None:
+    """From the first schema with items in it, and back: items, boxes and triggers stay."""
+    engine = connect(bare_url)
+    with writing(engine) as connection:
+        command.upgrade(_alembic(connection), "0001")
+        collection = {"id": CUBES, "content": b"{}"}
+        connection.execute(insert(collections).values(**collection))
+        values = {
+            "collection": CUBES, "source": "s", "content": b"{}", "digest": "d", "updated": START,
+            "start_datetime": START, "end_datetime": END,
+            "footprint": shapely.to_wkb(box(0, 0, 1, 1)),
+        }  # fmt: skip
+        for id in ("a", "b"):
+            connection.execute(insert(items).values(id=id, **values))
+        on_sqlite = engine.dialect.name == "sqlite"
+        if on_sqlite:
+            connection.exec_driver_sql("INSERT INTO items_rtree VALUES (2, 0, 1, 0, 1, 0, 1)")
+            connection.exec_driver_sql(
+                "CREATE TRIGGER mine AFTER DELETE ON jobs BEGIN SELECT 1; END"
+            )
+    migrate(engine)
+    with writing(engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(items).where(LIVING)) == 2
+        retire_items(connection, CUBES, ["b"])
+        command.downgrade(_alembic(connection), "0001")
+        assert connection.scalars(select(items.c.id)).all() == ["a"], "b would be back"
+        if on_sqlite:
+            assert len(rtree(connection)) == 1
+            names = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+            assert "mine" in names
+    migrate(engine)
+    engine.dispose()
+
+
 def test_upgrade_downgrade_upgrade(bare_url: str) -> None:
     engine = connect(bare_url)
     migrate(engine)
@@ -264,6 +301,52 @@ def test_items_are_inserted_replaced_and_deleted(catalog: Engine) -> None:
         assert list(keys(connection)) == ["b"]
 
 
+def test_retired_items_are_hidden_and_come_back(catalog: Engine) -> None:
+    rows = [row(f"i{n}", ACROSS, b"%d" % n) for n in range(700)]
+    with writing(catalog) as connection:
+        put_items(connection, rows)
+        put_items(connection, [row("i1", box(0, 0, 1, 1), b"mine", collection="subsets")])
+        before = set(connection.scalars(select(items.c.key)))
+        retire_items(connection, CUBES, [f"i{n}" for n in range(600)] + ["none such"])
+    with reading(catalog) as connection:
+        assert set(connection.scalars(select(items.c.key))) == before, "their rows are kept"
+        assert get_item(connection, CUBES, "i1") is None
+        assert get_item(connection, CUBES, "i600") == b"600"
+        assert get_item(connection, "subsets", "i1") == b"mine"
+        if catalog.dialect.name == "sqlite":
+            assert len(rtree(connection)) == 2 * 100 + 1
+        since = connection.scalar(select(items.c.retired).where(items.c.id == "i2"))
+    counted = overview(catalog)
+    assert (counted["items"], counted["retired"]) == ({CUBES: 100, "subsets": 1}, 600)
+    with writing(catalog) as connection:
+        retire_items(connection, CUBES, ["i2", "i600"])
+        put_items(connection, rows[:2])
+    with reading(catalog) as connection:
+        assert get_item(connection, CUBES, "i1") == b"1"
+        assert connection.scalar(select(items.c.retired).where(items.c.id == "i2")) == since
+        assert set(connection.scalars(select(items.c.key))) == before
+        if catalog.dialect.name == "sqlite":
+            assert len(rtree(connection)) == 2 * 101 + 1
+    with writing(catalog) as connection:
+        retire_items(connection, CUBES, [r.id for r in rows])
+        retire_items(connection, "subsets", ["i1"])
+    assert is_empty(catalog)
+
+
+def test_a_count_reads_no_item(sqlite_url: str) -> None:
+    """`retired` lies behind the content in each row: the index has to have it."""
+    engine = connect(sqlite_url)
+    with reading(engine) as connection:
+        for statement in (
+            query.count(query.Search(), "sqlite"),
+            query.page(query.Search(), "sqlite"),
+        ):
+            compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
+            assert any("USING COVERING INDEX ix_items_newest" in step[-1] for step in plan), plan
+    engine.dispose()
+
+
 def test_the_same_id_in_two_collections_are_two_items(catalog: Engine) -> None:
     with writing(catalog) as connection:
         put_items(connection, [row("a", box(0, 0, 1, 1), b"1")])
@@ -298,6 +381,44 @@ def test_more_items_than_one_batch(catalog: Engine) -> None:
         assert len(keys(connection)) == 134
         if catalog.dialect.name == "sqlite":
             assert len(rtree(connection)) == 134
+
+
+def test_the_last_of_the_same_in_one_call_is_taken(catalog: Engine) -> None:
+    with writing(catalog) as connection:
+        put_items(connection, [row("b", ACROSS, b"0")])
+        same = [row("a", ACROSS, b"1"), row("b", box(5, 5, 6, 6), b"2"), row("a", POLAR, b"3")]
+        put_items(connection, [*same, row("b", box(1, 1, 2, 2), b"4")])
+    with reading(catalog) as connection:
+        assert get_item(connection, CUBES, "a") == b"3"
+        assert get_item(connection, CUBES, "b") == b"4"
+        at = keys(connection)
+        if catalog.dialect.name == "sqlite":
+            found = {id: box[:4] for id, box in rtree(connection).items()}
+            assert found == {2 * at["a"]: (-180, 180, 80, 90), 2 * at["b"]: (1, 2, 1, 2)}
+
+
+def test_both_databases_store_the_same(sqlite_url: str, postgresql_url: str) -> None:
+    """Unicode, zero bytes, times before 1970, quotes, empty texts; and replaced ones."""
+    rows = [
+        row("a'%s%b?", ACROSS, b"\0\xff\\x00", source="é\U0001f9ca\\", digest=""),
+        row("b", Point(0, 0), b"", start=datetime(1900, 1, 1, tzinfo=UTC)),
+        row("c", box(0, 0, 1, 1), b"x" * 3_000_000),
+    ]
+    seen = []
+    for url in (sqlite_url, postgresql_url):
+        engine = connect(url)
+        with writing(engine) as connection:
+            put_collections(connection, [(CUBES, b"{}"), ("subsets", b"{}")])
+            put_items(connection, [row(r.id, POLAR, b"old") for r in rows[1:]])
+            put_items(connection, [*rows, row("b", ACROSS, b"", collection="subsets")])
+        with reading(engine) as connection:
+            columns = [column for column in items.c if column.name != "updated"]
+            order = (items.c.collection, items.c.id)
+            seen.append([tuple(r) for r in connection.execute(select(*columns).order_by(*order))])
+        engine.dispose()
+    keyless = [[r[1:] for r in sorted(rows, key=lambda r: r[1:3])] for rows in seen]
+    assert keyless[0] == keyless[1]
+    assert len(keyless[0]) == 4
 
 
 def test_rtree_boxes_follow_the_items(sqlite_url: str) -> None:
@@ -477,6 +598,7 @@ def test_overview_counts(catalog: Engine) -> None:
     assert not is_empty(catalog)
     assert overview(catalog) == {
         "items": {CUBES: 2, "subsets": 1},
+        "retired": 0,
         "jobs": {},
         "subsets": {"count": 0, "bytes": 0},
         "last_harvest": {"finished": END, "source": "x", "error": None},

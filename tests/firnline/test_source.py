@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firnline import document
 from firnline.errors import (
     InputError,
     SourceCorruptError,
@@ -24,16 +26,24 @@ from firnline.errors import (
 )
 from firnline.indexer.mirror import Fault, Faults, MirrorServer
 from firnline.settings import ITS_LIVE
-from firnline.source import Source, check_allowed, read_document
+from firnline.source import Source, check_allowed
 
 BODY = bytes(range(256)) * 2000
 HOST = "its-live-data.s3.amazonaws.com"
 ROOTS = ("https://data.example/velocity/v2", "s3://bucket/cubes/", "file:///srv/mirror/", HOST)
 
 
+def read_document(location: Any, *, allowed: Any) -> bytes:
+    """The bytes of a document that is read for the first time."""
+    found = document.read_document(location, allowed=allowed)
+    assert found is not None
+    return found.data
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MirrorServer]:
     monkeypatch.setattr("firnline.source._RETRIES", 2)
+    monkeypatch.setattr("firnline.document._ATTEMPTS", 2)
     root = tmp_path / "mirror"
     (root / "cube" / "vx").mkdir(parents=True)
     (root / "cube" / "vx" / "0.0.0").write_bytes(BODY)
@@ -375,28 +385,13 @@ def test_a_redirect_elsewhere_is_refused(
 def test_redirects_that_lead_nowhere(
     redirecting: Redirecting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firnline.source._RETRIES", 1)
+    monkeypatch.setattr("firnline.document._ATTEMPTS", 1)
     redirecting.to = "/from"
     with pytest.raises(SourceUnreachableError, match="too many redirects"):
         read_document(f"{redirecting.url}/from", allowed=(redirecting.url,))
     redirecting.to = "http://[::1"
     with pytest.raises(SourceUnreachableError, match="Invalid URL"):
         read_document(f"{redirecting.url}/from", allowed=(redirecting.url,))
-
-
-def test_a_body_that_can_t_be_unpacked_is_corrupt(redirecting: Redirecting) -> None:
-    with pytest.raises(SourceCorruptError, match="gzip"):
-        read_document(f"{redirecting.url}/gzip", allowed=(redirecting.url,))
-
-
-def test_a_document_without_end_is_not_read_to_its_end(
-    server: MirrorServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("firnline.source._LARGEST_DOCUMENT", len(BODY) - 1)
-    with pytest.raises(SourceCorruptError, match="larger"):
-        read(server, "document")
-    monkeypatch.setattr("firnline.source._LARGEST_DOCUMENT", len(BODY))
-    assert read(server, "document") == BODY
 
 
 def test_a_name_that_does_not_resolve_is_unreachable(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
@@ -12,19 +13,23 @@ import pytest
 import shapely
 from sqlalchemy import Engine, func, select
 
+from firnline import runs
 from firnline.database import connect, migrate, reading
 from firnline.errors import (
     CatalogError,
     DatabaseError,
     InputError,
+    SourceError,
     SourceMissingError,
     SourceNotAllowedError,
     SourceUnreachableError,
 )
 from firnline.indexer import harvest as module
-from firnline.indexer.harvest import Counts, Report, harvest
+from firnline.indexer.harvest import harvest
+from firnline.indexer.mirror import Fault, Faults, MirrorServer
+from firnline.indexer.report import Counts, Report
 from firnline.settings import Settings
-from firnline.tables import collections, harvests, items, items_rtree
+from firnline.tables import LIVING, collections, harvests, items, items_rtree
 
 REPO = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
@@ -62,7 +67,9 @@ def row_of_cubes(count: int, **more: Any) -> list[dict[str, Any]]:
 def everything(engine: Engine) -> dict[str, list[Any]]:
     """All rows that a reader sees, without the instants of writing."""
     with reading(engine) as connection:
-        stored = select(items.c.collection, items.c.id, items.c.digest, items.c.source)
+        stored = select(items.c.collection, items.c.id, items.c.digest, items.c.source).where(
+            LIVING
+        )
         return {
             "items": sorted(map(tuple, connection.execute(stored))),
             "collections": sorted(map(tuple, connection.execute(select(collections)))),
@@ -197,7 +204,7 @@ def test_later_catalog_wins_and_nothing_flips(
     assert (report.total, report.repeated) == (Counts(added=4), 2)
     sources = {id: source for _, id, _, source in everything(engine)["items"]}
     assert sorted(sources.values()) == [one, one, two, two]
-    again = harvest(engine, settings, [one, two], mosaics=False)
+    again = harvest(engine, settings, [one, two], mosaics=False, force=True)
     assert (again.total, again.repeated) == (Counts(unchanged=4), 2)
 
 
@@ -239,17 +246,162 @@ def test_a_catalog_that_lost_too_much_is_refused(
     )
 
 
-def test_only_mosaics_that_exist(engine: Engine, settings: Settings, tmp_path: Path) -> None:
-    source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-    report = harvest(
-        engine, settings, [source], exists=lambda urls: ["_2018_" in url for url in urls]
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[MirrorServer]:
+    """A served folder that has the mosaics of 2018, in both versions, as empty files."""
+    with MirrorServer(tmp_path / "mirror") as server:
+        for version, spelling in (("v2", "v02"), ("v2.1", "V02.1")):
+            folder = server.root / "mosaics" / version / "annual" / "cog"
+            folder.mkdir(parents=True)
+            (folder / f"ITS_LIVE_velocity_120m_RGI05A_2018_{spelling}_v.tif").touch()
+        yield server
+
+
+@pytest.fixture
+def served(settings: Settings, mirror: MirrorServer) -> Settings:
+    """Settings that may read the mirror, and take its mosaics."""
+    return settings.model_copy(
+        update={
+            "allowed_sources": (f"{mirror.url}/",),
+            "mosaic_roots": (f"{mirror.url}/mosaics",),
+        }
     )
-    assert report.counts["velocity-mosaics"] == Counts(added=2)
-    assert report.missing == 80
-    # once believed, once looked for: what does not exist is retired
-    assert harvest(engine, settings, [source]).counts["velocity-mosaics"].added == 80
-    report = harvest(engine, settings, [source], exists=lambda urls: [False] * len(urls))
-    assert report.counts["velocity-mosaics"] == Counts(retired=82)
+
+
+class TestDeep:
+    """What a deep harvest finds of the mosaics."""
+
+    BOTH = ("RGI05A_ANNUAL_2018", "RGI05A_ANNUAL_2018_V02")
+
+    def mosaics(self, engine: Engine) -> set[str]:
+        stored = everything(engine)["items"]
+        return {id for collection, id, _, _ in stored if collection == "velocity-mosaics"}
+
+    def test_only_mosaics_that_exist(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, tmp_path: Path
+    ) -> None:
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
+        report = harvest(engine, served, [source], deep=True)
+        assert report.counts["velocity-mosaics"] == Counts(added=2)
+        assert report.missing == 80
+        assert self.mosaics(engine) == set(self.BOTH)
+        assert len(mirror.requests) == 82
+        assert {request.method for request in mirror.requests} == {"HEAD"}
+
+    def test_templates_are_believed_until_someone_looked(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, tmp_path: Path
+    ) -> None:
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
+        assert harvest(engine, served, [source]).counts["velocity-mosaics"] == Counts(added=82)
+        assert not mirror.requests
+        report = harvest(engine, served, [source], deep=True)
+        assert report.counts["velocity-mosaics"] == Counts(unchanged=2, retired=80)
+        mirror.clear()
+        # what was found then is not forgotten by a harvest that does not look
+        report = harvest(engine, served, [source], force=True)
+        assert report.counts["velocity-mosaics"] == Counts(unchanged=2)
+        assert self.mosaics(engine) == set(self.BOTH)
+        assert not mirror.requests
+        path = mirror.root / "mosaics/v2.1/static/cog"
+        path.mkdir(parents=True)
+        (path / "ITS_LIVE_velocity_120m_RGI05A_0000_V02.1_v.tif").touch()
+        report = harvest(engine, served, [source], deep=True)
+        assert report.counts["velocity-mosaics"] == Counts(unchanged=2, revived=1)
+        assert self.mosaics(engine) == {*self.BOTH, "RGI05A_STATIC"}
+
+    @pytest.mark.parametrize("fault", [Fault("status", 503), Fault("status", 403)])
+    def test_an_outage_hides_no_mosaic(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        tmp_path: Path,
+        fault: Fault,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
+        harvest(engine, served, [source], deep=True)
+        before = everything(engine)
+        mirror.faults = Faults(fault, match="*RGI05A_2018_V02.1*")
+        with pytest.raises(SourceUnreachableError, match=f"the server answered {fault.status}"):
+            harvest(engine, served, [source], deep=True)
+        assert everything(engine) == before
+        assert log_of(engine)[-1][1] is None
+
+    def test_a_host_that_is_gone(
+        self,
+        engine: Engine,
+        settings: Settings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+        with MirrorServer(tmp_path) as server:
+            url = server.url
+        gone = settings.model_copy(
+            update={"allowed_sources": (f"{url}/",), "mosaic_roots": (f"{url}/mosaics",)}
+        )
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
+        with pytest.raises(SourceUnreachableError, match="refused"):
+            harvest(engine, gone, [source], deep=True)
+        assert everything(engine)["items"] == []
+
+    def test_a_host_that_is_not_allowed(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, tmp_path: Path
+    ) -> None:
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
+        elsewhere = served.model_copy(update={"allowed_sources": ("https://example.org/",)})
+        with pytest.raises(SourceNotAllowedError):
+            harvest(engine, elsewhere, [source], deep=True)
+        assert not mirror.requests
+
+    def test_a_folder_of_one_s_own(
+        self, engine: Engine, settings: Settings, mirror: MirrorServer, tmp_path: Path
+    ) -> None:
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
+        root = f"{mirror.root.as_uri()}/mosaics"
+        own = settings.model_copy(update={"allowed_sources": (root,), "mosaic_roots": (root,)})
+        harvest(engine, own, [source], deep=True)
+        assert self.mosaics(engine) == set(self.BOTH)
+
+    def test_composites_are_assets_where_the_catalog_names_them(
+        self, engine: Engine, settings: Settings, tmp_path: Path
+    ) -> None:
+        with_one, without = row_of_cubes(2)
+        url = with_one["properties"]["zarr_url"].replace("datacubes/v2", "composites/annual/v2")
+        with_one["properties"]["composite_zarr_url"] = url
+        source = catalog(tmp_path / "catalog.json", with_one, without)
+        harvest(engine, settings, [source], mosaics=False)
+        with reading(engine) as connection:
+            contents = connection.scalars(select(items.c.content).order_by(items.c.id))
+            first, second = [json.loads(content)["assets"] for content in contents]
+        assert first.keys() == {"zarr"}
+        assert second.keys() == {"zarr", "composite"}
+        composite = second["composite"]
+        assert composite["href"] == url.replace("http:", "https:")
+        assert composite["alternate"]["s3"]["href"].startswith("s3://its-live-data/composites/")
+        assert (composite["type"], composite["roles"]) == (
+            "application/vnd+zarr",
+            ["composite"],
+        )
+
+    def test_deepen_adds_to_the_items(
+        self, engine: Engine, settings: Settings, tmp_path: Path
+    ) -> None:
+        """The seam for what cubes tell themselves."""
+        source = catalog(tmp_path / "catalog.json", *row_of_cubes(3))
+
+        def deepen(records: Any, made: Any) -> Any:
+            for record, item in zip(records, made, strict=True):
+                item["properties"]["itslive:granule_count"] = int(record.tile.bounds[0])
+                yield item
+
+        harvest(engine, settings, [source], mosaics=False, deepen=deepen)
+        with reading(engine) as connection:
+            contents = list(connection.scalars(select(items.c.content)))
+        counts = [json.loads(c)["properties"]["itslive:granule_count"] for c in contents]
+        assert sorted(counts) == [0, 100_000, 200_000]
 
 
 def test_mosaics_are_left_alone_when_not_asked_for(
@@ -300,7 +452,7 @@ class TestErrors:
         harvest(engine, settings, [source])
         before = everything(engine)
 
-        def down(location: str, *, allowed: Any) -> bytes:
+        def down(location: str, **_: Any) -> bytes:
             raise SourceUnreachableError(f"{location}: connection refused")
 
         monkeypatch.setattr(module, "read_document", down)
@@ -335,7 +487,7 @@ class TestErrors:
         def broken(*_: Any) -> None:
             raise DatabaseError("the disk is full")
 
-        monkeypatch.setattr(module, "delete_items", broken)
+        monkeypatch.setattr(module, "retire_items", broken)
         with pytest.raises(DatabaseError):
             harvest(engine, settings, [source])
         assert everything(engine) == before
@@ -384,7 +536,13 @@ def test_report_for_people(engine: Engine, settings: Settings, tmp_path: Path) -
     first = harvest(engine, settings, [source])
     assert (first.added, first.changed) == (84, 0)
     assert "nothing changed" not in first.lines()
-    assert "nothing changed" in harvest(engine, settings, [source]).lines()
+    second = harvest(engine, settings, [source])
+    assert second.lines() == [
+        "itslive-cubes: 0 added, 0 changed, 2 unchanged, 0 retired",
+        "velocity-mosaics: 0 added, 0 changed, 82 unchanged, 0 retired",
+        f"not modified since {first.started:%Y-%m-%d %H:%M:%S} UTC",
+    ]
+    assert "nothing changed" in harvest(engine, settings, [source], force=True).lines()
 
 
 def test_progress(engine: Engine, settings: Settings, tmp_path: Path) -> None:
@@ -411,3 +569,285 @@ def test_dry_run_logs_nothing(engine: Engine, settings: Settings, tmp_path: Path
     with reading(engine) as connection:
         assert connection.scalar(select(func.count()).select_from(harvests)) == 0
         assert connection.scalar(select(func.count()).select_from(collections)) == 0
+
+
+def ids(engine: Engine) -> set[str]:
+    return {id for _, id, _, _ in everything(engine)["items"]}
+
+
+class TestRetired:
+    def harvested(self, engine: Engine, settings: Settings, path: Path, *rows: Any) -> Counts:
+        return harvest(engine, settings, [catalog(path, *rows)], mosaics=False).total
+
+    def test_kept_hidden_and_revived(
+        self, engine: Engine, settings: Settings, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "catalog.json"
+        rows = row_of_cubes(10)
+        self.harvested(engine, settings, path, *rows)
+        before = everything(engine)
+        lost = "ITS_LIVE_vel_EPSG3413_G0120_X550000_Y-2250000"
+        less = rows[:5] + rows[6:]
+        assert self.harvested(engine, settings, path, *less) == Counts(unchanged=9, retired=1)
+        assert len(everything(engine)["items"]) == len(everything(engine)["boxes"]) == 9
+        assert lost not in ids(engine)
+        with reading(engine) as connection:
+            kept = connection.execute(select(items).where(items.c.id == lost)).one()
+        assert kept.retired is not None
+        assert json.loads(kept.content)["id"] == lost
+        # once retired it's neither retired again, nor does it count for what a catalog may lose
+        less = less[:4] + less[5:]
+        assert self.harvested(engine, settings, path, *less) == Counts(unchanged=8, retired=1)
+        assert self.harvested(engine, settings, path, *rows) == Counts(unchanged=8, revived=2)
+        assert everything(engine) == before
+
+    def test_revived_with_other_content(
+        self, engine: Engine, settings: Settings, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "catalog.json"
+        rows = row_of_cubes(10)
+        self.harvested(engine, settings, path, *rows)
+        self.harvested(engine, settings, path, *rows[1:])
+        rows[0]["properties"]["granule_count"] = 99
+        assert self.harvested(engine, settings, path, *rows).revived == 1
+        with reading(engine) as connection:
+            content = connection.scalar(
+                select(items.c.content).where(items.c.id.like("%_X50000_%"))
+            )
+        assert json.loads(content or b"")["properties"]["itslive:granule_count"] == 99
+
+    def test_the_extent_is_that_of_the_living(
+        self, engine: Engine, settings: Settings, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "catalog.json"
+        near, far = row_of_cubes(9), feature(450_000, 2_250_000)
+        self.harvested(engine, settings, path, *near)
+        alone = everything(engine)["collections"]
+        self.harvested(engine, settings, path, *near, far)
+        assert everything(engine)["collections"] != alone
+        self.harvested(engine, settings, path, *near)
+        assert everything(engine)["collections"] == alone
+
+    def test_force_takes_a_catalog_that_lost_much(
+        self, engine: Engine, settings: Settings, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "catalog.json"
+        self.harvested(engine, settings, path, *row_of_cubes(10))
+        with pytest.raises(CatalogError, match="--force"):
+            self.harvested(engine, settings, path, *row_of_cubes(3))
+        report = harvest(engine, settings, [str(path)], mosaics=False, force=True)
+        assert report.total == Counts(unchanged=3, retired=7)
+
+
+class TestNotModified:
+    """Conditional requests for the catalog itself."""
+
+    @pytest.fixture
+    def url(self, mirror: MirrorServer) -> str:
+        catalog(mirror.root / "catalog.json", *row_of_cubes(5))
+        return f"{mirror.url}/catalog.json"
+
+    def test_nothing_is_read_again(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, url: str
+    ) -> None:
+        first = harvest(engine, served, [url])
+        assert first.not_modified_since is None
+        before = everything(engine)
+        for _ in range(2):  # the second time what the first one noted has to be there still
+            report = harvest(engine, served, [url])
+            assert report.not_modified_since == first.started
+            assert report.counts == {
+                "itslive-cubes": Counts(unchanged=5),
+                "velocity-mosaics": Counts(unchanged=82),
+            }
+        assert harvest(engine, served, [url], dry_run=True).not_modified_since == first.started
+        assert [request.status for request in mirror.requests] == [200, 304, 304, 304]
+        assert everything(engine) == before
+        assert len(log_of(engine)) == 3
+
+    def test_a_change_is_read(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, url: str
+    ) -> None:
+        harvest(engine, served, [url], mosaics=False)
+        catalog(mirror.root / "catalog.json", *row_of_cubes(6))
+        assert harvest(engine, served, [url], mosaics=False).total == Counts(added=1, unchanged=5)
+        assert harvest(engine, served, [url], mosaics=False).not_modified_since is not None
+
+    def test_other_reasons_to_read(
+        self,
+        engine: Engine,
+        served: Settings,
+        url: str,
+        mirror: MirrorServer,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def is_read(**more: Any) -> bool:
+            return harvest(engine, served, [url], **more).not_modified_since is None
+
+        assert is_read(mosaics=False)
+        assert is_read(), "the mosaics were not made"
+        assert not is_read()
+        assert is_read(force=True)
+        assert is_read(deep=True), "cubes and mosaics change without the catalog"
+        assert not is_read()
+        monkeypatch.setattr(module, "__version__", "99")
+        assert is_read(), "another version may make other items"
+        assert not is_read()
+        other = catalog(tmp_path / "other.json", feature(50_000, -2_450_000))
+        harvest(engine, served, [other])
+        assert is_read(), "another harvest changed the catalog since"
+        harvest(engine, served, [other])
+        assert not is_read(), "another harvest changed nothing"
+
+    def test_one_of_two_catalogs_changed(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, url: str, tmp_path: Path
+    ) -> None:
+        other = catalog(tmp_path / "other.json", *row_of_cubes(2, granule_count=1))
+        harvest(engine, served, [url, other], mosaics=False)
+        catalog(Path(other), *row_of_cubes(3, granule_count=2))
+        report = harvest(engine, served, [url, other], mosaics=False)
+        assert report.total == Counts(changed=3, unchanged=2)
+        assert report.repeated == 3
+
+    def test_a_failed_harvest_has_read_nothing(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, url: str
+    ) -> None:
+        harvest(engine, served, [url], mosaics=False)
+        catalog(mirror.root / "catalog.json", *row_of_cubes(2))
+        for _ in range(2):
+            with pytest.raises(CatalogError, match="lost 3 of its 5"):
+                harvest(engine, served, [url], mosaics=False)
+
+
+class TestRunLog:
+    def test_runs(self, engine: Engine, settings: Settings, tmp_path: Path) -> None:
+        path = tmp_path / "catalog.json"
+        source = catalog(path, *row_of_cubes(3))
+        harvest(engine, settings, [source], mosaics=False)
+        path.write_text("{")
+        with pytest.raises(CatalogError):
+            harvest(engine, settings, [source], mosaics=False)
+        begun = runs.begin(engine, [source], datetime.now(UTC))
+        under_way, failed, good = runs.recent(engine, 5)
+        assert (under_way["id"], under_way["status"], under_way["finished"]) == (
+            begun,
+            "unfinished",
+            None,
+        )
+        assert failed["status"] == "failed"
+        assert "cut short" in failed["error"]
+        assert (good["status"], good["added"], good["sources"]) == ("successful", 3, [source])
+        assert runs.recent(engine, 1) == [under_way]
+        runs.begin(engine, [source], datetime.now(UTC))
+        killed = runs.recent(engine, 2)[1]
+        assert (killed["status"], killed["error"]) == ("failed", runs.INTERRUPTED)
+
+
+BAD_CATALOGS: list[tuple[bytes, str]] = [
+    (b"", "empty"),
+    (b"<!DOCTYPE html><html><body>503 Slow Down</body></html>", "HTML"),
+    (b'{"type": "FeatureCollection", "features": [{"type": "Fea', "cut short"),
+    (gzip.compress(b'{"type": "FeatureCollection", "features": []}'), "without features"),
+    (gzip.compress(b"<html>"), "HTML"),
+    (gzip.compress(b"x" * 10_000)[:-9], "cut short"),
+    (b'{"type": "' + b"x" * 10_000_000 + b'"}', "not a GeoJSON FeatureCollection"),
+]
+
+
+class TestBadInput:
+    """Whatever comes in place of a catalog, the one that is there stays."""
+
+    @pytest.fixture
+    def before(
+        self, engine: Engine, served: Settings, mirror: MirrorServer, url: str
+    ) -> dict[str, Any]:
+        harvest(engine, served, [url])
+        return everything(engine)
+
+    @pytest.fixture
+    def url(self, mirror: MirrorServer) -> str:
+        catalog(mirror.root / "catalog.json", *row_of_cubes(5))
+        return f"{mirror.url}/catalog.json"
+
+    @pytest.mark.parametrize(("data", "reason"), BAD_CATALOGS, ids=[r for _, r in BAD_CATALOGS])
+    def test_no_catalog(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        url: str,
+        before: dict[str, Any],
+        data: bytes,
+        reason: str,
+    ) -> None:
+        (mirror.root / "catalog.json").write_bytes(data)
+        for force in (False, True):
+            with pytest.raises(SourceError, match=reason) as caught:
+                harvest(engine, served, [url], force=force)
+            assert everything(engine) == before
+            assert len(str(caught.value)) < 400
+            assert log_of(engine)[-1][2] == str(caught.value)
+        catalog(mirror.root / "catalog.json", *row_of_cubes(6))
+        assert harvest(engine, served, [url]).counts["itslive-cubes"].added == 1
+
+    @pytest.mark.parametrize("status", [500, 503, 404, 403])
+    def test_no_answer(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        url: str,
+        before: dict[str, Any],
+        status: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+        mirror.faults = Faults(Fault("status", status))
+        with pytest.raises(SourceError):
+            harvest(engine, served, [url])
+        assert everything(engine) == before
+        mirror.faults = Faults(Fault("cut"))
+        with pytest.raises(SourceUnreachableError):
+            harvest(engine, served, [url], force=True)
+        assert everything(engine) == before
+
+    def test_bad_features_leave_the_rest(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        url: str,
+        before: dict[str, Any],
+    ) -> None:
+        """Each kind of bad feature beside good ones: one reason each, and the good ones are in."""
+        ring = [[1e9, 0], [1.1e9, 0], [1.1e9, 1e8], [1e9, 1e8], [1e9, 0]]
+        bad = {
+            "it has no zarr_url": feature(1, 1, zarr_url=None),
+            "not known to PROJ": feature(0, 0, zarr_url="https://h/a.zarr", epsg=999_999),
+            "out of range": feature(
+                0, 0, zarr_url="https://h/b.zarr",
+                geometry_epsg={"type": "Polygon", "coordinates": [ring]},
+            ),
+            "not an https": feature(0, 0, zarr_url="https://h/" + "x" * 10_000_000),
+            "is no code": feature(0, 0, zarr_url="https://h/c.zarr", epsg="9" * 10_000_000),
+            "the same cube as feature 0": row_of_cubes(1, granule_count=7)[0],
+        }  # fmt: skip
+        good = row_of_cubes(6)
+        good[2]["properties"]["FULL_NAME"] = "y" * 10_000_000
+        path = mirror.root / "catalog.json"
+        packed = json.dumps({"type": "FeatureCollection", "features": [*good, *bad.values()]})
+        path.write_bytes(gzip.compress(packed.encode(), 1))
+        report = harvest(engine, served, [url], mosaics=False)
+        assert report.total.added == 1
+        assert report.total.retired == 0
+        assert report.failed == len(bad)
+        for failure, reason in zip(report.failures, bad, strict=True):
+            assert reason in failure.reason
+        assert len(report.to_json()) < 10_000
+        with reading(engine) as connection:
+            sizes = [len(content) for content in connection.scalars(select(items.c.content))]
+        assert max(sizes) < 50_000
+        now = {row[1]: row for row in everything(engine)["items"]}
+        kept = [row for row in before["items"] if "_X250000_" not in row[1]]
+        assert [now[row[1]] for row in kept] == kept

@@ -1,0 +1,258 @@
+"""Whole documents, such as catalogs, and whether files exist: what is asked by plain HTTP.
+
+Documents are read by conditional requests, of an allowed host only (a redirect's goal too), and
+never larger than :data:`LARGEST`, decompressed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urljoin, urlsplit
+
+from firnline.errors import (
+    SourceCorruptError,
+    SourceMissingError,
+    SourceNotAllowedError,
+    SourceUnreachableError,
+)
+from firnline.source import Source, check_allowed
+
+if TYPE_CHECKING:
+    import httpx
+
+LARGEST = 1 << 28
+"""Bytes of a document, thirty times the real catalog."""
+
+_ATTEMPTS = 5
+_REDIRECTS = 5
+_TIMEOUT = 60.0  # seconds for one request
+_MEMBERS = 100  # each costs a copy of all that follows it
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Validators:
+    """What tells, without reading it, whether a document is still the one that was read."""
+
+    etag: str | None = None
+    """The ETag of the answer; of a local file a digest of its bytes."""
+    modified: str | None = None
+    """Last-Modified, as the server spelt it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole document, decompressed, and what to ask with the next time."""
+
+    data: bytes
+    validators: Validators
+
+
+def read_document(
+    location: str | Path, *, allowed: Sequence[str], known: Validators | None = None
+) -> Document | None:
+    """Read one whole document from a local path or an allowed URL.
+
+    A path is the operator's own and is not checked. What is compressed by gzip, in transit or at
+    rest, is decompressed.
+
+    Parameters
+    ----------
+    known
+        What the document had when it was last read.
+
+    Returns
+    -------
+    Document or None
+        None: it's still the one of `known` (over HTTP a 304, with nothing read).
+
+    Raises
+    ------
+    SourceNotAllowedError, SourceMissingError, SourceUnreachableError
+    SourceCorruptError
+        More than :data:`LARGEST`, or not the gzip that it begins as.
+    """
+    url = str(location)
+    scheme = urlsplit(url).scheme
+    if scheme not in ("http", "https", "s3", "file") and "://" in url:
+        raise SourceNotAllowedError(f"{scheme} can't be read from; accepted: https, http, s3, file")
+    known = known or Validators()
+    if scheme in ("http", "https"):
+        return _download(url, allowed, known)
+    if scheme == "s3":
+        check_allowed(url, allowed)
+        folder, _, name = url.rpartition("/")
+        blob = Source(folder, allowed=(folder + "/",)).get(unquote(name))
+        data, etag = bytes(blob.data), blob.etag
+    else:
+        data = _read(location, allowed)
+        # A file may be replaced and keep its times; its bytes are quickly looked at.
+        etag = hashlib.blake2b(data, digest_size=16).hexdigest()
+    if etag is not None and etag == known.etag:
+        return None
+    return Document(_inflated(data, url), Validators(etag))
+
+
+def _read(location: str | Path, allowed: Sequence[str]) -> bytes:
+    path = Path(location)
+    if urlsplit(str(location)).scheme == "file":
+        path = Path(unquote(urlsplit(check_allowed(str(location), allowed)).path))
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SourceMissingError(f"{location} does not exist") from None
+    except OSError as error:
+        raise SourceUnreachableError(f"{location}: {error.strerror}") from error
+
+
+def exist(urls: Sequence[str], *, allowed: Sequence[str], concurrency: int = 16) -> list[bool]:
+    """Which of the files there are, by HEAD (or by looking, for ``file://``).
+
+    Raises
+    ------
+    SourceNotAllowedError
+    SourceUnreachableError
+        For one of them there was no answer, or neither yes nor no: an outage must not make
+        anything look missing.
+    """
+    for url in urls:
+        check_allowed(url, allowed)
+    if not urls:
+        return []
+    with _client() as client, ThreadPoolExecutor(concurrency) as executor:
+
+        def exists(url: str) -> bool:
+            parts = urlsplit(url)
+            if parts.scheme == "file":
+                return Path(unquote(parts.path)).is_file()
+            if parts.scheme == "s3":  # anonymous reading of a bucket is plain HTTP
+                url = f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
+                return _answer(client, "HEAD", url, [*allowed, url]).status != 404
+            return _answer(client, "HEAD", url, allowed).status != 404
+
+        try:
+            return list(executor.map(exists, urls))
+        except BaseException:
+            executor.shutdown(cancel_futures=True)  # the rest would each wait for its retries
+            raise
+
+
+def _download(url: str, allowed: Sequence[str], known: Validators) -> Document | None:
+    # gzip and no other: httpx would unpack whatever is packed in whatever, without a limit.
+    headers = {"Accept-Encoding": "gzip"}
+    if known.etag is not None:
+        headers["If-None-Match"] = known.etag
+    if known.modified is not None:
+        headers["If-Modified-Since"] = known.modified
+    with _client() as client:
+        answer = _answer(client, "GET", url, allowed, headers)
+    if answer.status == 304 and known != Validators():
+        return None
+    if answer.status == 304:
+        raise SourceUnreachableError(f"{url}: the server answered 304 to what was no condition")
+    if answer.status == 404:
+        raise SourceMissingError(f"{url} does not exist")
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise SourceCorruptError(f"{url} came in the encoding {encoding[:40]!r}, not as gzip")
+    validators = Validators(answer.headers.get("etag"), answer.headers.get("last-modified"))
+    return Document(_inflated(answer.body, url), validators)
+
+
+def _inflated(data: bytes, name: str) -> bytes:
+    """`data`, decompressed if it is gzip; never more of it than the largest document."""
+    if not data.startswith(_GZIP):
+        return data
+    body = bytearray()
+    rest = data
+    try:
+        for _ in range(_MEMBERS):  # a gzip file may have several
+            member = zlib.decompressobj(wbits=31)
+            body += member.decompress(rest, LARGEST + 1 - len(body))
+            if len(body) > LARGEST:
+                raise _too_large(name)
+            if not member.eof:
+                raise SourceCorruptError(f"{name}: its gzip is cut short")
+            rest = member.unused_data
+            if not rest:
+                return bytes(body)
+    except zlib.error as error:
+        raise SourceCorruptError(f"{name} is not readable as gzip: {error}") from None
+    raise SourceCorruptError(f"{name} is gzip of more than {_MEMBERS} members, not a catalog")
+
+
+def _too_large(name: str) -> SourceCorruptError:
+    return SourceCorruptError(f"{name} is larger than {LARGEST / 2**20:g} MiB, not a catalog")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A 200, a 304, or a 404 (as which a 410 counts); the body as it was sent."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+class _TryAgainError(Exception):
+    """A 429 or 5xx answer."""
+
+
+def _client() -> httpx.Client:
+    import httpx
+
+    return httpx.Client(timeout=_TIMEOUT, follow_redirects=False)
+
+
+def _answer(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    allowed: Sequence[str],
+    headers: dict[str, str] | None = None,
+) -> _Answer:
+    import httpx
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _follow(client, method, url, allowed, headers or {})
+        except (httpx.TransportError, _TryAgainError) as error:
+            if attempt == _ATTEMPTS - 1:
+                reason = str(error) or type(error).__name__
+                raise SourceUnreachableError(f"{url}: {reason}") from error
+            time.sleep(0.2 * 2**attempt)
+        except httpx.InvalidURL as error:  # the goal of a redirect
+            raise SourceUnreachableError(f"{url}: {error}") from error
+    raise AssertionError("unreachable")
+
+
+def _follow(
+    client: httpx.Client, method: str, url: str, allowed: Sequence[str], headers: dict[str, str]
+) -> _Answer:
+    for _ in range(_REDIRECTS):
+        with client.stream(method, check_allowed(url, allowed), headers=headers) as response:
+            status = response.status_code
+            if response.has_redirect_location:
+                try:
+                    url = urljoin(url, response.headers["location"])
+                except ValueError:
+                    raise SourceUnreachableError(f"{url} redirects to what is no URL") from None
+                continue
+            if status == 429 or status >= 500:
+                raise _TryAgainError(f"the server answered {status}")
+            if status not in (200, 304, 404, 410):
+                raise SourceUnreachableError(f"{url}: the server answered {status}")
+            body = bytearray()
+            for part in response.iter_raw() if status == 200 else ():
+                body += part
+                if len(body) > LARGEST:
+                    raise _too_large(url)
+            return _Answer(404 if status == 410 else status, response.headers, bytes(body))
+    raise SourceUnreachableError(f"{url}: too many redirects")
