@@ -8,7 +8,6 @@ on disk, so that a job taken over by another worker goes on at its first unfinis
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import fields
@@ -24,7 +23,6 @@ from firnline.cache.composite import Composite, Period, composite, overlap, peri
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
-from firnline.cache.products import PLAN_FILE
 from firnline.cache.request import Request
 from firnline.cache.sources import find_cubes, instants, open_cube
 from firnline.cache.strain import FIELDS, SCALE_CONVENTION, radius_for, strain_rates
@@ -34,7 +32,9 @@ from firnline.source import Source
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
-_TILES = "tiles"  # composites of finished tiles, until all are there
+# Beside the subset in an attempt's folder, which goes when the subset is published: whatever
+# moment an attempt dies at, the next one finds what it needs.
+_PLAN, _TILES, _SUBSET = "plan.json", "tiles", "subset"
 
 _COMPOSITE_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "v": ("f4", {"long_name": "speed, from the composited components", "units": "meter/year"}),
@@ -156,16 +156,16 @@ def _resume(
     folder = work_folder(settings, job)
     adopted = store.adopt(folder, job.attempt)
     if adopted is not None:
-        mark = adopted / PLAN_FILE
-        if mark.exists() and json.loads(mark.read_text())["fingerprint"] == plan.fingerprint:
-            done = jobs.finished_tiles(engine, job)
-            if done:
-                return adopted, done
+        mark, work = adopted / _PLAN, adopted / _SUBSET
+        fits = mark.exists() and json.loads(mark.read_text())["fingerprint"] == plan.fingerprint
+        # without the subset it was moved to be published, and not registered
+        if fits and work.exists() and (done := jobs.finished_tiles(engine, job)):
+            return work, done
         store.discard(adopted)
     jobs.forget_tiles(engine, job)
-    work = folder / str(job.attempt)
+    work = folder / str(job.attempt) / _SUBSET
     work.mkdir(parents=True)
-    (work / PLAN_FILE).write_text(json.dumps({"fingerprint": plan.fingerprint}))
+    (work.parent / _PLAN).write_text(json.dumps({"fingerprint": plan.fingerprint}))
     return work, {}
 
 
@@ -270,7 +270,7 @@ def _sigma(plan: Plan, variable: str) -> Raw:
 def _keep_composite(work: Path, tile: Tile, x: Composite, y: Composite) -> None:
     """One file of all composites of a tile: its checkpoint, until all tiles are there."""
     v, v_error = speed(x.value, y.value, x.error, y.error)
-    folder = work / _TILES
+    folder = work.parent / _TILES
     folder.mkdir(exist_ok=True)
     aside = folder / f"{tile.index}.partial"
     with aside.open("wb") as out:
@@ -315,7 +315,6 @@ def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         store.write_field(work / store.COMPOSITE, name, whole)
         if name in ("vx", "vy", "vx_error", "vy_error"):
             velocity[name] = whole
-    shutil.rmtree(work / _TILES)
     if not plan.request.strain:
         return
     radius, length = radius_for(plan.request.strain.length_scale, plan.geobox.affine.a)
@@ -352,6 +351,6 @@ def _gather_tiles(plan: Plan, work: Path, name: str, periods: int) -> Raw:
     """A field ``(time, y, x)`` put together from the tiles' files."""
     whole = np.empty((periods, *plan.shape[1:]), _COMPOSITE_FIELDS[name][0])
     for tile in plan.tiles:
-        with np.load(work / _TILES / f"{tile.index}.npz", allow_pickle=False) as part:
+        with np.load(work.parent / _TILES / f"{tile.index}.npz", allow_pickle=False) as part:
             whole[:, tile.rows, tile.columns] = part[name]
     return whole

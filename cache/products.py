@@ -38,9 +38,6 @@ from firnline.items import (
 FILES_ROOT = "firnline:/files"
 """Stored in place of this server's address, which is known only when it replies."""
 
-PLAN_FILE = "plan.json"
-"""Marks the plan that a folder of unfinished work follows."""
-
 VELOCITY_MAPS = ("v", "vx", "vy", "v_error", "count")
 STRAIN_MAPS = ("e1", "e2", "effective", "longitudinal", "shear", "divergence")
 
@@ -339,12 +336,9 @@ def _provenance(
         "software": {name: version(name) for name in _SOFTWARE}
         | {"python": platform.python_version()},
         "files": {
-            path: {"size": size, "sha256": digest}
-            for path, size, digest in store.files(work)
-            if path != PLAN_FILE
+            path: {"size": size, "sha256": digest} for path, size, digest in store.files(work)
         },
     }
-    (work / PLAN_FILE).unlink(missing_ok=True)
     (work / "provenance.json").write_text(json.dumps(document, indent=1))
     return {
         "href": "provenance.json",

@@ -273,10 +273,9 @@ def status(
         if as_json:
             _print_json(rows)
             return
-        table = Table("setting", "value", "what it is", box=None)
         for row in rows:
-            table.add_row(row["name"], str(row["value"]), row["description"])
-        out.print(table)
+            out.print(f"{row['name']} = {row['value']}", markup=False)
+            out.print(f"    {row['description']}", markup=False)
         return
     from firnline.database import overview
     from firnline.runs import recent
@@ -354,8 +353,12 @@ def _database(settings: Settings, *, migrated: bool = True) -> Engine:
 
 def _shown_url(settings: Settings) -> str:
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
 
-    return make_url(settings.database).render_as_string(hide_password=True)
+    try:
+        return make_url(settings.database).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return "not a database URL"
 
 
 def _plain(value: Any) -> Any:
