@@ -18,13 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 from sqlalchemy import Engine
 
+from firnline.arrays import instants
 from firnline.cache import jobs, products, store
 from firnline.cache.composite import Composite, Period, composite, overlap, periods, speed
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
-from firnline.cache.sources import find_cubes, instants, open_cube
+from firnline.cache.sources import find_cubes, open_cube
 from firnline.cache.strain import FIELDS, SCALE_CONVENTION, radius_for, strain_rates
 from firnline.errors import SourceMissingError
 from firnline.settings import Settings

@@ -6,10 +6,8 @@ Only metadata and 1-D arrays are read here; the velocity chunks are ``firnline.c
 from __future__ import annotations
 
 import json
-import math
-import mmap
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +17,10 @@ from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Engine, func, literal, select
 
+from firnline.arrays import basenames, instants, read_array
 from firnline.cache.request import Request
 from firnline.crs import parse_crs
-from firnline.cube import Array, Cube, read_cube
+from firnline.cube import Cube, read_cube
 from firnline.database import reading
 from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
 from firnline.footprint import footprint
@@ -121,7 +120,7 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     reads: dict[str, Callable[[], Raw]] = {}
     for name, array in layout.arrays.items():
         if name in ("x", "y", time) or array.dims == (time,):
-            reduce = _basenames if name == "granule_url" else None
+            reduce = basenames if name == "granule_url" else None
             reads[name] = read_array(source, array, executor, reduce)
     read = {name: result() for name, result in reads.items()}
     for name in ("x", "y"):
@@ -140,96 +139,3 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
         granule=granule,
         per_pair=read,
     )
-
-
-def read_array(
-    source: Source,
-    array: Array,
-    executor: Executor,
-    reduce: Callable[[Raw], Raw] | None = None,
-) -> Callable[[], Raw]:
-    """Start to read a whole 0-D, 1-D or 2-D array; the returned function waits for it.
-
-    A chunk that the source does not have is the array's missing value. `reduce` makes each
-    1-D chunk smaller as it comes, since a cube's granule URLs take 4 kB a pair.
-    """
-
-    def chunk(index: tuple[int, ...]) -> Raw:
-        shape = tuple(
-            min(size, array.shape[d] - index[d] * size) for d, size in enumerate(array.chunks)
-        )
-        try:
-            data = source.get(array.key(index)).data
-        except SourceMissingError:
-            values = np.full(shape, array.missing)
-        else:
-            values = array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)]
-        return values.copy() if reduce is None else reduce(values)
-
-    futures: dict[tuple[int, ...], Future[Raw]] = {
-        index: executor.submit(chunk, index) for index in np.ndindex(*array.chunk_counts)
-    }
-
-    def result() -> Raw:
-        parts = {index: future.result() for index, future in futures.items()}
-        if len(parts) == 1:
-            return parts[next(iter(parts))]
-        if len(array.dims) == 1:
-            return np.concatenate([parts[index] for index in sorted(parts)])
-        whole = np.empty(array.shape, array.dtype)
-        for index, part in parts.items():
-            corner = [i * n for i, n in zip(index, array.chunks, strict=True)]
-            whole[tuple(slice(c, c + n) for c, n in zip(corner, part.shape, strict=True))] = part
-        return whole
-
-    return result
-
-
-def _aside(array: Array) -> Raw | None:
-    """Memory for a large chunk that is given back to the system at once when it's dropped.
-
-    The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
-    in the memory of a small job.
-    """
-    size = math.prod(array.chunks) * array.dtype.itemsize
-    if size < 1 << 22:
-        return None
-    return np.frombuffer(mmap.mmap(-1, size), array.dtype)
-
-
-def _basenames(urls: Raw) -> Raw:
-    """Last part of each URL as UTF-8 bytes, in as narrow a type as fits them."""
-    block = 4096  # rows: fixed-width URLs are 4 kB each, so few at a time are made Python strings
-    names = [
-        np.array([url.rsplit("/", 1)[-1].encode() for url in urls[first : first + block].tolist()])
-        for first in range(0, len(urls), block)
-    ]
-    return np.concatenate(names) if names else np.empty(0, "S1")
-
-
-def instants(values: Raw, array: Array) -> Raw:
-    """`datetime64[us]` of a CF time axis in days, seconds or smaller units since an epoch.
-
-    Microseconds are what the axis carries: ITS_LIVE sets the YYMMDD of the first image as the
-    microseconds of each mid-date; as float64 days they come with noise below that.
-    """
-    unit, _, epoch = str(array.attributes.get("units", "")).partition(" since ")
-    per_unit = {
-        "days": 86_400_000_000,
-        "seconds": 1_000_000,
-        "milliseconds": 1_000,
-        "microseconds": 1,
-        "nanoseconds": 1e-3,
-    }
-    try:
-        start = np.datetime64(epoch.strip().removesuffix("Z"), "us")
-        scale = per_unit[unit.strip()]
-    except (KeyError, ValueError):
-        raise SourceCorruptError(
-            f"{array.name} has units {array.attributes.get('units')!r}; "
-            f"understood: {', '.join(per_unit)} since a date"
-        ) from None
-    whole = np.floor(values)
-    # days and their fraction apart, so that neither loses its last digits
-    microseconds = whole.astype("i8") * scale + np.rint((values - whole) * scale)
-    return start + microseconds.astype("i8").astype("m8[us]")

@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs.registry import get_codec
 
 from firnline.errors import SourceCorruptError, SourceMissingError
-from firnline.source import Source
+from firnline.source import Blob, Source
 
 blosc2.set_releasegil(True)  # chunks are decoded in threads
 
@@ -150,28 +150,45 @@ class Cube:
 
 
 def read_cube(source: Source) -> Cube:
-    """Read the consolidated metadata of a Zarr v2 cube: one request.
+    """Read the consolidated metadata of a cube: one request.
 
     Raises
     ------
     SourceMissingError
-        There is no ``.zmetadata`` at this place.
+        There is no cube at this place.
     SourceCorruptError
         The metadata can't be understood, or declares impossible sizes.
     """
-    blob = source.get(".zmetadata")
+    blob = read_metadata(source)
+    assert blob is not None  # it is, where no ETag is given
+    return parse_cube(source.url, bytes(blob.data), blob.etag)
+
+
+def read_metadata(source: Source, etag: str | None = None) -> Blob | None:
+    """The consolidated metadata of a cube as it lies there; None where it still has this ETag."""
+    return source.get_changed(".zmetadata", etag)
+
+
+def parse_cube(url: str, metadata: bytes, etag: str | None) -> Cube:
+    """The layout that consolidated metadata tells.
+
+    Raises
+    ------
+    SourceCorruptError
+        The metadata can't be understood, or declares impossible sizes.
+    """
     try:
-        metadata = json.loads(bytes(blob.data))["metadata"]
+        contents = json.loads(metadata)["metadata"]
         arrays = {
-            key.removesuffix("/.zarray"): _array(key.removesuffix("/.zarray"), metadata)
-            for key in metadata
+            key.removesuffix("/.zarray"): _array(key.removesuffix("/.zarray"), contents)
+            for key in contents
             if key.endswith("/.zarray")
         }
-        cube = Cube(source.url, blob.etag, arrays, metadata.get(".zattrs", {}))
+        cube = Cube(url, etag, arrays, contents.get(".zattrs", {}))
         _check(cube)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise SourceCorruptError(
-            f"{source.url}/.zmetadata is not the metadata of a Zarr v2 cube: {error!r}"
+            f"{url}/.zmetadata is not the metadata of a Zarr v2 cube: {error!r}"
         ) from error
     return cube
 

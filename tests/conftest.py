@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -19,6 +20,17 @@ from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
 from firnline.indexer.sample import Mirror, write_mirror
 from firnline.settings import Settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the fixtures of ``databases.py``, which modules can't import by its name."""
+    path = Path(__file__).with_name("databases.py")
+    spec = importlib.util.spec_from_file_location("firnline_test_databases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config.pluginmanager.register(module, "firnline-databases")
 
 
 @pytest.fixture(scope="session", autouse=True)
