@@ -81,10 +81,14 @@ def harvest(
     mosaics: Annotated[
         bool, typer.Option(help="Make the mosaics' items from their URL templates as well.")
     ] = True,
+    deep: Annotated[
+        bool, typer.Option(help="Also read each cube's own metadata and image pairs.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change.")] = False,
     as_json: Json = False,
 ) -> None:
     """Harvest the catalog of datacubes, and the mosaics, into the database."""
+    from firnline.indexer.cubes import deepen
     from firnline.indexer.harvest import harvest as run
 
     settings = _settings()
@@ -98,10 +102,11 @@ def harvest(
             dry_run=dry_run,
             progress=progress,
         )
+        deeper = deepen(engine, settings, progress) if deep and not dry_run else None
     if as_json:
-        _print_json(report.to_dict())
+        _print_json(report.to_dict() | ({} if deeper is None else {"deep": deeper.to_dict()}))
         return
-    for line in report.lines():
+    for line in report.lines() + ([] if deeper is None else deeper.lines()):
         out.print(line, markup=False)
 
 

@@ -123,6 +123,7 @@ class Cube:
     etag: str | None
     arrays: Mapping[str, Array]
     attributes: Mapping[str, Any]
+    zarr_format: int = 2
 
     @property
     def time(self) -> str:

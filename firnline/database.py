@@ -35,6 +35,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
     collections,
+    cubes,
     harvests,
     items,
     items_rtree,
@@ -307,6 +308,11 @@ def put_subset(connection: Connection, **values: Any) -> None:
     now = datetime.now(UTC)
     row = {"stale": False, "created": now, "last_used": now} | values
     _upsert(connection, subsets, [row], ["id"])
+
+
+def put_cube(connection: Connection, **values: Any) -> None:
+    """Insert or replace what a deep read found in a cube."""
+    _upsert(connection, cubes, [{"read_at": datetime.now(UTC)} | values], ["id"])
 
 
 def is_empty(engine: Engine) -> bool:

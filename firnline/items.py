@@ -47,6 +47,9 @@ FIRST_YEAR = 1982
 OPEN_KWARGS: dict[str, Any] = {"engine": "zarr", "chunks": {}, "consolidated": True}
 """How xarray opens a cube. Without consolidated metadata a cube opened over http is empty."""
 
+DT_EDGES = (0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 546)
+"""Days: bin n of ``itslive:dt_histogram`` is from edge n to below the next; the last is open."""
+
 _NAME = re.compile(r"_EPSG(\d+)_G(\d+)_X(-?\d+)_Y(-?\d+)$")
 _GENERATION = re.compile(r"/(?:datacubes|timeseries)/v0*(\d+(?:\.\d+)*)")
 

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Select, func, insert, select
 
 from firnline.errors import SourceCorruptError
 from firnline.tables import cube_pairs
+from firnline.tables import cubes as read
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
@@ -216,10 +217,8 @@ def _count(
 
 def indexed(connection: Connection, cubes: Sequence[str]) -> dict[str, int]:
     """Those of the cubes whose pairs are in the index, with their number."""
-    from firnline.tables import cubes as table
-
-    chosen = select(table.c.id, table.c.pairs).where(table.c.id.in_(cubes))
-    return {id: pairs for id, pairs in connection.execute(chosen)}
+    chosen = select(read.c.id, read.c.pairs).where(read.c.id.in_(cubes))
+    return {row.id: row.pairs for row in connection.execute(chosen)}
 
 
 @dataclass(frozen=True)
@@ -315,9 +314,7 @@ def _encoded(number: int, pairs: PairColumns) -> dict[str, Any]:
     percent = np.rint(np.clip(np.nan_to_num(pairs.valid, nan=-1.0), -1.0, 600.0) * 100.0)
     percent[percent < 0] = _UNKNOWN
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    first, last = (
-        epoch + np.timedelta64(int(microseconds[at]), "us").item() for at in (0, -1)
-    )
+    first, last = (epoch + np.timedelta64(int(microseconds[at]), "us").item() for at in (0, -1))
     return {
         "block": number,
         "count": len(pairs),
@@ -386,6 +383,4 @@ def _packed_names(names: Raw) -> bytes:
 def _unpacked_names(blob: bytes, count: int) -> Raw:
     fields = bytes(_NAMES.decode(blob)).split(b"\n")
     columns = [fields[at : at + count] for at in range(0, len(fields), count)]
-    return np.array(
-        [b"_".join(f for f in row if f != b"\0") for row in zip(*columns, strict=True)]
-    )
+    return np.array([b"_".join(f for f in row if f != b"\0") for row in zip(*columns, strict=True)])

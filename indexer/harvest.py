@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, insert, select
 
 from firnline.collections import COLLECTIONS, Extent, collection
 from firnline.database import ItemRow, delete_items, put_collections, put_items, reading, writing
+from firnline.deep import Facts, deepened, stored_facts
 from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
 from firnline.indexer.catalog import Failure, read_catalog
 from firnline.indexer.mosaics import Cube, mosaic_records
@@ -221,7 +222,9 @@ def _harvest(
         read += len(records)
     progress("read", len(run.sources), len(run.sources))
 
-    cube_rows = _cube_rows(found.values(), run.started.year)
+    with reading(run.engine) as connection:
+        facts = stored_facts(connection)
+    cube_rows = _cube_rows(found.values(), run.started.year, facts)
     rows = {CUBES: list(_counted(cube_rows, len(found), "items", progress))}
     owners: dict[str, Sequence[str]] = {CUBES: run.sources}
     missing = 0
@@ -271,9 +274,14 @@ def _read(source: str, allowed: Sequence[str]) -> tuple[list[CubeRecord], list[F
         raise CatalogError(f"{source}: {error}") from None
 
 
-def _cube_rows(found: Iterable[tuple[str, CubeRecord]], last_year: int) -> Iterator[ItemRow]:
+def _cube_rows(
+    found: Iterable[tuple[str, CubeRecord]],
+    last_year: int,
+    facts: Mapping[str, tuple[str, Facts]],
+) -> Iterator[ItemRow]:
     for source, record in found:
-        yield item_row(cube_item(record, last_year=last_year), record.footprint, source)
+        item = deepened(cube_item(record, last_year=last_year), facts)
+        yield item_row(item, record.footprint, source)
 
 
 def _counted(
@@ -375,11 +383,13 @@ def _write(connection: Connection, changes: Sequence[_Change], progress: Progres
             put_items(connection, batch)
             done += len(batch)
         delete_items(connection, change.collection, change.retired)
-        extent = _extent(connection, change.collection)
-        put_collections(
-            connection, [(change.collection, encode(collection(change.collection, extent)))]
-        )
+        put_extent(connection, change.collection)
     progress("store", total, total)
+
+
+def put_extent(connection: Connection, name: str) -> None:
+    """Bring a collection's extent and summaries to what its items are."""
+    put_collections(connection, [(name, encode(collection(name, _extent(connection, name))))])
 
 
 def _extent(connection: Connection, name: str) -> Extent | None:

@@ -43,9 +43,7 @@ def made(count: int, seed: int = 0) -> PairColumns:
     names = [
         f"{a}_{'' if n % 3 else 'X_'}{n:06d}_P{n % 100:03d}.nc".encode() for n, a in enumerate(one)
     ]
-    return PairColumns(
-        np.arange(count, dtype="i4"), mid_date, dt, one, two, valid, np.array(names)
-    )
+    return PairColumns(np.arange(count, dtype="i4"), mid_date, dt, one, two, valid, np.array(names))
 
 
 def store(connection: Connection, id: str, pairs: PairColumns) -> int:
@@ -62,9 +60,7 @@ FILTERS = [
     EVERY_PAIR,
     PairFilter(start=datetime(2016, 5, 1, tzinfo=UTC)),
     PairFilter(end=datetime(2016, 5, 1, tzinfo=UTC)),
-    PairFilter(
-        datetime(2015, 2, 3, 4, 5, 6, 7, tzinfo=UTC), datetime(2018, 3, 4, 5, tzinfo=UTC)
-    ),
+    PairFilter(datetime(2015, 2, 3, 4, 5, 6, 7, tzinfo=UTC), datetime(2018, 3, 4, 5, tzinfo=UTC)),
     PairFilter(start=datetime(2040, 1, 1, tzinfo=UTC)),
     PairFilter(satellites=("S2",)),
     PairFilter(satellites=("S2B", "L")),
