@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from firnline import __version__
-from firnline.api import errors, files, health, processes
+from firnline.api import errors, files, health, pairs, processes
 from firnline.api.middleware import BodyLimit, Failsafe
 from firnline.api.parameters import ItemsParameters, SearchBody, SearchParameters
 from firnline.api.search import STAC_VERSION, CatalogClient
@@ -27,7 +27,15 @@ DESCRIPTION = (
     "the subsets that were stitched here with their composites and strain rates."
 )
 # Read by browsers of other sites: what Zarr and COG readers need to see of a reply.
-_EXPOSED = ["Accept-Ranges", "Content-Length", "Content-Range", "ETag", "Last-Modified", "Location"]
+_EXPOSED = [
+    "Accept-Ranges",
+    "Content-Length",
+    "Content-Range",
+    "ETag",
+    "Last-Modified",
+    "Link",
+    "Location",
+]
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
@@ -106,6 +114,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     for router in (
         processes.create_router(database, settings),
         files.create_router(database, settings),
+        pairs.create_router(database, settings),
         health.create_router(database),
     ):
         api.app.include_router(router)

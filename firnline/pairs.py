@@ -139,7 +139,7 @@ def write_pairs(connection: Connection, cube: str, pairs: PairColumns) -> int:
     Raises
     ------
     SourceCorruptError
-        More than 256 combinations of satellites, or a granule's name with control characters.
+        More than 256 combinations of satellites, or a granule's name of several lines.
     """
     return put_blocks(connection, cube, encode_blocks(pairs))
 
@@ -271,7 +271,7 @@ def read_pairs(
             continue
         pairs = pairs.take(wanted)
         if granules:
-            names = _unpacked_names(row["granule"], len(wanted))
+            names = _unpacked_names(row["granule"])
             pairs = replace(pairs, granule=names[wanted])
         yield Block(rank[wanted], pairs)
 
@@ -365,22 +365,11 @@ def _unpacked(blob: bytes, count: int) -> Raw:
 
 
 def _packed_names(names: Raw) -> bytes:
-    """Names, field by field (``_`` between them) rather than name by name, compressed.
-
-    Fields of one kind, as the dates of first images, are alike: that takes a third off.
-    """
-    split = [name.split(b"_") for name in names.tolist()]
-    width = max(map(len, split))
-    padded = [fields + [b"\0"] * (width - len(fields)) for fields in split]
-    text = b"\n".join(b"\n".join(column) for column in zip(*padded, strict=True))
-    if text.count(b"\n") != width * len(split) - 1 or text.count(b"\0") != sum(
-        width - len(fields) for fields in split
-    ):
-        raise SourceCorruptError("the name of a granule holds control characters")
+    text = b"\n".join(names.tolist())
+    if text.count(b"\n") != len(names) - 1:
+        raise SourceCorruptError("the name of a granule holds a line's end")
     return bytes(_NAMES.encode(text))
 
 
-def _unpacked_names(blob: bytes, count: int) -> Raw:
-    fields = bytes(_NAMES.decode(blob)).split(b"\n")
-    columns = [fields[at : at + count] for at in range(0, len(fields), count)]
-    return np.array([b"_".join(f for f in row if f != b"\0") for row in zip(*columns, strict=True)])
+def _unpacked_names(blob: bytes) -> Raw:
+    return np.array(bytes(_NAMES.decode(blob)).split(b"\n"))

@@ -158,7 +158,7 @@ def test_a_name_that_can_not_be_stored_is_refused(database: Engine) -> None:
     pairs = made(3)
     assert pairs.granule is not None
     pairs.granule[1] = b"a\nb"
-    with writing(database) as connection, pytest.raises(SourceCorruptError, match="control"):
+    with writing(database) as connection, pytest.raises(SourceCorruptError, match="line's end"):
         store(connection, "one", pairs)
 
 
