@@ -21,9 +21,9 @@ import numpy as np
 
 from firnline.cache.plan import Chunk, Plan, Tile
 from firnline.cache.stitch import scatter
+from firnline.chunks import ChunkReader
 from firnline.cube import Array
-from firnline.errors import SourceCorruptError, SourceMissingError
-from firnline.source import Source
+from firnline.errors import SourceCorruptError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -76,6 +76,10 @@ class Fetcher:
         self._kept: dict[tuple[int, str], Buffer | None] = {}
         self._kept_bytes = 0
         self._uses = dict(plan.uses)
+        self._readers = [
+            ChunkReader(cube.source, lambda size: self.counts.add(requests=1, bytes=size))
+            for cube in plan.cubes
+        ]
         self._local = threading.local()  # each decoder's scratch, of one chunk
         self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
@@ -156,15 +160,11 @@ class Fetcher:
                     del self._kept[name]
                     self._kept_bytes -= 0 if data is None else memoryview(data).nbytes
                 return data
-        try:
-            data = self._plan.cubes[chunk.cube].source.get(chunk.key).data
-        except SourceMissingError:
+        data = self._read(chunk)
+        if data is None:
             # The cube's metadata came from the same place, so the place is there: ITS_LIVE's
             # writer leaves out chunks in which every value is missing.
-            data = None
-            self.counts.add(requests=1, absent=1)
-        else:
-            self.counts.add(requests=1, bytes=memoryview(data).nbytes)
+            self.counts.add(absent=1)
         if not last:
             size = 0 if data is None else memoryview(data).nbytes
             with self.counts.lock:
@@ -173,13 +173,18 @@ class Fetcher:
                     self._kept_bytes += size
         return data
 
+    def _read(self, chunk: Chunk) -> Buffer | None:
+        variable = chunk.key.split("/", 1)[0]
+        array = self._plan.cubes[chunk.cube].layout.variable(variable)
+        return self._readers[chunk.cube].get(array, chunk.index)
+
     def _place(self, target: Raw, variable: str, chunk: Chunk, data: Buffer | None) -> None:
         if data is None:
             return
         plan = self._plan
         cube, place = plan.cubes[chunk.cube], plan.placements[chunk.cube]
         array = cube.layout.variable(variable)
-        values = self._decode(cube.source, array, chunk.key, data)
+        values = self._decode(array, chunk, data)
         moves = plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
         owned = None
         if place.shared:
@@ -193,7 +198,7 @@ class Fetcher:
         scatter(target, values, moves, chunk.rows, chunk.columns, owned)
         self.counts.add(chunks=1)
 
-    def _decode(self, source: Source, array: Array, key: str, data: Buffer) -> Raw:
+    def _decode(self, array: Array, chunk: Chunk, data: Buffer) -> Raw:
         """Decode; bytes that don't are fetched again, since it may be the transfer that broke."""
         scratch = getattr(self._local, "scratch", None)
         if scratch is None or (scratch.shape, scratch.dtype) != (array.chunks, array.dtype):
@@ -205,6 +210,8 @@ class Fetcher:
             except SourceCorruptError:
                 if attempt == _TRIES - 1:
                     raise
-                self.counts.add(requests=1)
-                data = source.get(key).data
+                again = self._read(chunk)
+                if again is None:
+                    raise
+                data = again
         raise AssertionError("unreachable")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from firnline.source import Source
 from firnline.tables import Footprint, items
 
 Raw = np.ndarray[Any, np.dtype[Any]]
+
+_DAYS = "days since 1970-01-01"
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,40 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     granule = read.pop("granule_url", None)
     if granule is None:
         raise SourceMissingError(f"{source.url} has no granule_url, by which pairs are told apart")
+    mid_date = instants(read.pop(time), layout.arrays[time])
+    layout = _in_days(layout, read)
     return OpenCube(
         id=item.id,
         source=source,
         layout=layout,
         x=read.pop("x"),
         y=read.pop("y"),
-        mid_date=instants(read.pop(time), layout.arrays[time]),
+        mid_date=mid_date,
         granule=granule,
         per_pair=read,
     )
+
+
+def _in_days(layout: Cube, read: dict[str, Raw]) -> Cube:
+    """Bring the dates of the pairs to days since 1970, which cubes of version 2 have.
+
+    Cubes of both generations make one store, and its dates have one unit. Changes `read`.
+    """
+    arrays = dict(layout.arrays)
+    for name, values in read.items():
+        array = arrays[name]
+        units = str(array.attributes.get("units", ""))
+        if array.dtype.kind != "M" and (" since " not in units or units == _DAYS):
+            continue
+        microseconds = instants(values, array).astype("i8")
+        days = microseconds / 86_400_000_000
+        days[microseconds == np.iinfo("i8").min] = np.nan
+        read[name] = days
+        attributes = {k: v for k, v in array.attributes.items() if k in ("description", "calendar")}
+        arrays[name] = replace(
+            array,
+            dtype=days.dtype,
+            fill_value="NaN",
+            attributes={**attributes, "units": _DAYS},
+        )
+    return replace(layout, arrays=arrays)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from firnline.chunks import ChunkReader
 from firnline.cube import Array
-from firnline.errors import SourceCorruptError, SourceMissingError
+from firnline.errors import SourceCorruptError
 from firnline.source import Source
 
 Raw = np.ndarray[Any, np.dtype[Any]]
@@ -32,17 +33,20 @@ def read_array(
     1-D chunk smaller as it comes, since a cube's granule URLs take 4 kB a pair.
     """
 
+    reader = ChunkReader(source)
+
     def chunk(index: tuple[int, ...]) -> Raw:
         shape = tuple(
             min(size, array.shape[d] - index[d] * size) for d, size in enumerate(array.chunks)
         )
-        try:
-            data = source.get(array.key(index)).data
-        except SourceMissingError:
-            values = np.full(shape, array.missing)
+        data = reader.get(array, index)
+        if data is None:
+            values = np.full(shape, array.missing, array.dtype)
         else:
             values = array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)]
-        return values.copy() if reduce is None else reduce(values)
+        if reduce is not None:
+            return reduce(values)
+        return values.astype("U") if array.dtype.kind == "O" else values.copy()
 
     futures: dict[tuple[int, ...], Future[Raw]] = {
         index: executor.submit(chunk, index) for index in np.ndindex(*array.chunk_counts)
@@ -70,7 +74,7 @@ def _aside(array: Array) -> Raw | None:
     in the memory of a small job.
     """
     size = math.prod(array.chunks) * array.dtype.itemsize
-    if size < 1 << 22:
+    if size < 1 << 22 or array.dtype.kind == "O":
         return None
     return np.frombuffer(mmap.mmap(-1, size), array.dtype)
 
@@ -91,6 +95,8 @@ def instants(values: Raw, array: Array) -> Raw:
     Microseconds are what the axis carries: ITS_LIVE sets the YYMMDD of the first image as the
     microseconds of each mid-date; as float64 days they come with noise below that.
     """
+    if values.dtype.kind == "M":
+        return values.astype("M8[us]")
     unit, _, epoch = str(array.attributes.get("units", "")).partition(" since ")
     per_unit = {
         "days": 86_400_000_000,
@@ -107,6 +113,11 @@ def instants(values: Raw, array: Array) -> Raw:
             f"{array.name} has units {array.attributes.get('units')!r}; "
             f"understood: {', '.join(per_unit)} since a date"
         ) from None
+    if values.dtype.kind in "iu":
+        # whole numbers stay so: as float64, nanoseconds of today are 256 apart
+        exact = values.astype("i8")
+        steps = (exact + 500) // 1000 if scale < 1 else exact * int(scale)
+        return start + steps.astype("m8[us]")
     whole = np.floor(values)
     # days and their fraction apart, so that neither loses its last digits
     microseconds = whole.astype("i8") * scale + np.rint((values - whole) * scale)

@@ -169,6 +169,8 @@ def _variables(cube: Cube) -> dict[str, Any]:
             "data_type": _TYPES.get(array.dtype.kind, array.dtype.name),
             "chunks": list(array.chunks),
         }
+        if array.shards is not None:
+            table[name]["shards"] = list(array.shards.shape)
     return table
 
 
