@@ -6,26 +6,30 @@ Only metadata and 1-D arrays are read here; the velocity chunks are ``firnline.c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import shapely
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
-from sqlalchemy import Boolean, Engine, func, literal, select
+from sqlalchemy import Boolean, Connection, Engine, func, literal, select
 
 from firnline.arrays import basenames, instants, read_array
 from firnline.cache.request import Request
 from firnline.crs import parse_crs
-from firnline.cube import Cube, read_cube
+from firnline.cube import Cube, parse_cube, read_cube
 from firnline.database import reading
 from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
 from firnline.footprint import footprint
+from firnline.pairs import PairFilter, read_pairs
 from firnline.source import Source
 from firnline.tables import Footprint, items
+from firnline.tables import cubes as cubes_table
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
@@ -60,6 +64,8 @@ class OpenCube:
     mid_date: Raw
     granule: Raw
     per_pair: Mapping[str, Raw]
+    read_at: datetime | None = None
+    """When the catalog's index read it; None: read for this plan."""
 
     @property
     def pairs(self) -> int:
@@ -105,6 +111,63 @@ def _cube_item(content: Mapping[str, Any]) -> CubeItem:
         crs=properties["proj:code"],
         area=box(*properties["proj:bbox"]),
         pairs=properties.get("itslive:granule_count") or 0,
+    )
+
+
+def indexed_cubes(
+    engine: Engine, request: Request, chosen: Sequence[CubeItem], allowed: Sequence[str]
+) -> list[OpenCube] | None:
+    """The cubes from the index of pairs, without the network; None unless all of them are in it.
+
+    Enough to plan with, not to materialise: of the pairs that the request does not want there is
+    only the number, and of the others only what its filters look at.
+    """
+    where = PairFilter(*request.interval, request.satellites, request.dt_days)
+    with reading(engine) as connection:
+        rows = {
+            row.id: row
+            for row in connection.execute(
+                select(cubes_table).where(cubes_table.c.id.in_([cube.id for cube in chosen]))
+            )
+        }
+        if any(cube.id not in rows or rows[cube.id].url != cube.href for cube in chosen):
+            return None
+        return [
+            _indexed_cube(connection, rows[cube.id], Source(cube.href, allowed=allowed), where)
+            for cube in chosen
+        ]
+
+
+def _indexed_cube(connection: Connection, row: Any, source: Source, where: PairFilter) -> OpenCube:
+    layout = parse_cube(row.url, zlib.decompress(row.layout), row.etag)
+    properties = json.loads(row.facts)["properties"]
+    step_x, _, left, _, step_y, top = properties["proj:transform"]
+    height, width = properties["proj:shape"]
+    blocks = [block.pairs for block in read_pairs(connection, row.id, where)]
+    at = np.concatenate([np.empty(0, "i4"), *(pairs.position for pairs in blocks)])
+
+    def column(name: str, blank: Raw) -> Raw:
+        parts = [getattr(pairs, name) for pairs in blocks]
+        values = np.full(layout.pairs, blank, np.result_type(blank, *parts))
+        if parts:
+            values[at] = np.concatenate(parts)
+        return values
+
+    per_pair = {"date_dt": column("dt_days", np.array(np.nan, "f4"))}
+    for image in ("1", "2"):
+        names = column(f"satellite_{image}", np.array("", "U1"))
+        per_pair[f"mission_img{image}"] = names.astype("U1")
+        per_pair[f"satellite_img{image}"] = np.array([name[1:] for name in names.tolist()], "U")
+    return OpenCube(
+        id=row.id,
+        source=source,
+        layout=layout,
+        x=left + step_x * (np.arange(width) + 0.5),
+        y=top + step_y * (np.arange(height) + 0.5),
+        mid_date=column("mid_date", np.array("NaT", "M8[us]")),
+        granule=column("granule", np.array(b"", "S1")),
+        per_pair=per_pair,
+        read_at=row.read_at,
     )
 
 

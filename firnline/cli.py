@@ -168,7 +168,7 @@ def materialise(
     request = Request.parse(inputs, settings)
     engine = _database(settings)
     if dry_run:
-        summary = plan_request(engine, settings, request).summary()
+        summary = plan_request(engine, settings, request, only_plan=True).summary()
         if as_json:
             _print_json(summary)
         else:

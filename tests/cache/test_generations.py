@@ -16,9 +16,11 @@ import zarr
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
+from firnline.cache.materialise import plan_request
 from firnline.cache.opening import subset_folder
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
+from firnline.errors import NoCoverageError
 from firnline.indexer.cubes import deepen
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import Fault, Faults, MirrorServer
@@ -275,3 +277,44 @@ def test_the_item_before_and_after_a_deep_read(
     assert len(server.requests) == 6
     report = harvest(engine, settings, [mirror.catalog_url], mosaics=False)
     assert report.counts["itslive-cubes"].unchanged == 6
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"variables": ["vx"], "datetime": "2018-03-01/2018-06-30"},
+        {"satellites": ["S2"]},
+        {"satellites": ["L8", "S1A"], "dt_days": [6, 64]},
+    ],
+)
+def test_a_plan_from_the_index_is_that_from_the_cubes(
+    bucket: tuple[MirrorServer, Mirror], engine: Engine, settings: Settings, more: dict[str, Any]
+) -> None:
+    server, mirror = bucket
+    asked = Request.parse(inputs(mirror, **more), settings)
+    before = plan_request(engine, settings, asked, only_plan=True)  # nothing is indexed yet
+    assert server.requests
+    deepen(engine, settings)
+    server.clear()
+    plan = plan_request(engine, settings, asked, only_plan=True)
+    assert server.requests == []
+    summary = plan.summary()
+    assert summary.pop("index_of").startswith("20")
+    assert summary == before.summary()
+    assert plan.uses == before.uses
+    assert plan.layers.granule.tolist() == before.layers.granule.tolist()
+    np.testing.assert_array_equal(plan.layers.mid_date, before.layers.mid_date)
+    np.testing.assert_array_equal(plan.source_cube, before.source_cube)
+    # one that is to be carried out reads the cubes
+    assert plan_request(engine, settings, asked).summary() == before.summary()
+    assert server.requests
+
+
+def test_a_plan_from_the_index_without_a_wanted_pair(
+    bucket: tuple[MirrorServer, Mirror], engine: Engine, settings: Settings
+) -> None:
+    asked = Request.parse(inputs(bucket[1], datetime="1990-01-01/1990-12-31"), settings)
+    deepen(engine, settings)
+    with pytest.raises(NoCoverageError, match="none of the 180 image pairs"):
+        plan_request(engine, settings, asked, only_plan=True)
