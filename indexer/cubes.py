@@ -44,8 +44,9 @@ Progress = Callable[[str, int, int], None]
 """Called with the phase (``deep``), how many cubes are done, and of how many."""
 
 _AT_ONCE = 4
-"""Cubes read side by side, sharing the requests. The URLs of a cube's granules take up to 330 MB
-while they are decoded, so few of them."""
+"""Most cubes that are read side by side, sharing the requests."""
+_MEMORY = 400_000_000
+"""Bytes that a cube of 80,000 pairs takes while the URLs of its granules are decoded."""
 _OUTAGE = 8
 """Cubes in a row that could not be reached after which it's their host that is down."""
 
@@ -173,9 +174,11 @@ def _tasks(engine: Engine) -> list[_Task]:
     tasks = []
     for id, content, url, etag, version in rows:
         item = orjson.loads(content)
+        properties = item["properties"]
         href = item["assets"]["zarr"]["href"]
-        epsg = int(item["properties"]["proj:code"].rpartition(":")[2])
-        still = (url, version) == (href, VERSION)
+        epsg = int(properties["proj:code"].rpartition(":")[2])
+        # a harvest that ran beside the last deep read may have put its own item over the deep one
+        still = (url, version, etag) == (href, VERSION, properties.get("itslive:etag"))
         tasks.append(_Task(id, href, epsg, etag if still else None))
     return tasks
 
@@ -186,11 +189,12 @@ def _answers(
     """What came of each cube, in order; a few are under way ahead of the one that is given."""
     waiting: deque[tuple[_Task, Future[_Found | FirnlineError | None]]] = deque()
     requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="request")
-    readers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deep")
+    at_once = max(1, min(_AT_ONCE, settings.memory_limit // _MEMORY))
+    readers = ThreadPoolExecutor(at_once, thread_name_prefix="deep")
     try:
         for task in tasks:
             waiting.append((task, readers.submit(_read, task, settings, requests)))
-            if len(waiting) > _AT_ONCE:
+            if len(waiting) > at_once:
                 ready, answer = waiting.popleft()
                 yield ready, answer.result()
         while waiting:

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import xarray as xr
 from sqlalchemy import select
 
 from firnline.cli import app
-from firnline.database import connect, get_item, reading
+from firnline.database import connect, get_item, put_items, reading, writing
 from firnline.errors import SourceUnreachableError
 from firnline.indexer.cubes import DeepReport, deepen
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import Fault, Faults, MirrorServer
 from firnline.indexer.sample import CubeRecord, Mirror, write_mirror
-from firnline.items import CUBES, DT_EDGES, grid_of_tile
+from firnline.items import CUBES, DT_EDGES, grid_of_tile, item_row
 from firnline.pairs import count_pairs, read_pairs
 from firnline.settings import Settings
 from firnline.tables import collections, items
@@ -232,6 +233,23 @@ def test_facts_of_another_place_are_not_used(place: Place) -> None:
     assert report.counts[CUBES].changed == 5
     assert place.item(place.mirror.cubes[0])["properties"]["itslive:temporal_extent"] == "nominal"
     assert place.deepen().read == 5
+
+
+def test_an_item_that_lost_its_facts_gets_them_back(place: Place) -> None:
+    """A harvest that began before a deep read and ended after it writes what it knew."""
+    cube = place.mirror.cubes[0]
+    shallow = place.item(cube)
+    place.deepen()
+    before = place.contents()
+    with reading(place.engine) as connection:
+        outline = connection.scalar(select(items.c.footprint).where(items.c.id == cube.name))
+        source = connection.scalar(select(items.c.source).where(items.c.id == cube.name))
+    assert source is not None
+    with writing(place.engine) as connection:
+        put_items(connection, [item_row(shallow, shapely.from_wkb(outline), source)])
+    report = place.deepen()
+    assert (report.read, report.unchanged) == (1, 4)
+    assert place.contents() == before
 
 
 def test_only_a_cube_that_changed_is_read_again(place: Place, tmp_path: Path) -> None:
