@@ -14,7 +14,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,bench,lint,postgres]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,postgres]'
 	touch $@
 
 demo: $(VENV)/.run

@@ -150,7 +150,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         inputs = {name: _inline(name, value) for name, value in execution.inputs.items()}
         if process_id == "echo":
             return _echo(inputs, execution.response)
-        job = ask(engine, Request.parse(inputs, settings))
+        job = ask(engine, settings, Request.parse(inputs, settings))
         base = base_of(request)
         reply = _json(_status_info(job, base), status=201)
         reply.headers["Location"] = f"{base.url}/jobs/{job.id}"

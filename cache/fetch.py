@@ -8,11 +8,12 @@ downloaded once: its compressed bytes are kept until the last of them has it, wi
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,15 +43,35 @@ class Counts:
     bytes: int = 0
     chunks: int = 0
     absent: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _told: dict[str, int] = field(default_factory=dict, repr=False)
 
     def add(self, *, requests: int = 0, bytes: int = 0, chunks: int = 0, absent: int = 0) -> None:
         """Add to the counts, from any thread."""
-        with self.lock:
+        with self._lock:
             self.requests += requests
             self.bytes += bytes
             self.chunks += chunks
             self.absent += absent
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name."""
+        return {name: getattr(self, name) for name in ("requests", "bytes", "chunks", "absent")}
+
+    def since_last(self) -> dict[str, int]:
+        """What was added since this was asked last: what a tile's checkpoint keeps."""
+        now = self.as_dict()
+        new = {name: count - self._told.get(name, 0) for name, count in now.items()}
+        self._told = now
+        return new
+
+    @classmethod
+    def total(cls, parts: Iterable[Mapping[str, int]]) -> Counts:
+        """The sum of counts by name."""
+        whole = cls()
+        for part in parts:
+            whole.add(**part)
+        return whole
 
 
 class Fetcher:
@@ -62,20 +83,26 @@ class Fetcher:
     ----------
     plan
         What is fetched.
+    tiles
+        Those of its tiles that will be asked for.
     concurrency
         Requests under way at once.
     keep_bytes
         Limit of the compressed bytes that are kept for later tiles.
     """
 
-    def __init__(self, plan: Plan, *, concurrency: int, keep_bytes: int) -> None:
+    def __init__(
+        self, plan: Plan, tiles: Iterable[Tile], *, concurrency: int, keep_bytes: int
+    ) -> None:
         self.counts = Counts()
         self._plan = plan
         self._window = 2 * concurrency
         self._keep_bytes = keep_bytes
-        self._kept: dict[tuple[int, str], Buffer | None] = {}
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[int, str], Future[Buffer | None]] = {}
+        self._sizes: dict[tuple[int, str], int] = {}
         self._kept_bytes = 0
-        self._uses = dict(plan.uses)
+        self._uses = plan.uses_of(tiles)
         self._readers = [
             ChunkReader(cube.source, lambda size: self.counts.add(requests=1, bytes=size))
             for cube in plan.cubes
@@ -88,8 +115,9 @@ class Fetcher:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for pool in (self._requests, self._decoders):
-            pool.shutdown(wait=True, cancel_futures=True)
+        # a request that hangs is not waited for: whoever stops has to be let go
+        self._requests.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=True, cancel_futures=True)
 
     @property
     def processors(self) -> ThreadPoolExecutor:
@@ -97,21 +125,22 @@ class Fetcher:
         return self._decoders
 
     def tiles(
-        self, work: Iterable[tuple[Tile, str]], stop: threading.Event | None = None
+        self, work: Iterable[tuple[Tile, str]], check: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Tile, str, Raw]]:
         """For each (tile, variable), the stitched buffer ``(layer, y, x)``, in order.
 
         Chunks of the next ones are requested while the caller works on a buffer. There is one
-        buffer: its content is the caller's until the next is asked for.
+        buffer: its content is the caller's until the next is asked for. `check` is called before
+        each chunk and while one is waited for; what it raises ends the fetch.
 
         Raises
         ------
         SourceUnreachableError, SourceCorruptError
             A chunk could not be had; what was under way is dropped.
         """
+        work = list(work)
         ahead = self._request_ahead(work)
         waiting: deque[tuple[Chunk, Future[Buffer | None]]] = deque()
-        done = False
         buffer = np.empty(0, np.uint8)
         for tile, variable in work:
             array = self._plan.array(variable)
@@ -121,56 +150,57 @@ class Fetcher:
                 buffer = np.empty(size, np.uint8)
             target = buffer[:size].view(array.dtype).reshape(shape)
             target.fill(array.missing)
-            decodes: list[Future[None]] = []
+            decodes: deque[Future[None]] = deque()
             for _ in self._plan.chunks(tile, variable):
-                while not done and len(waiting) < self._window:
-                    following = next(ahead, None)
-                    done = following is None
-                    if following is not None:
-                        waiting.append(following)
-                if stop is not None and stop.is_set():
-                    return
+                waiting.extend(itertools.islice(ahead, self._window - len(waiting)))
+                check()
                 chunk, request = waiting.popleft()
-                request_done = request.result()  # in order: the decoder never waits for a request
-                decodes.append(
-                    self._decoders.submit(self._place, target, variable, chunk, request_done)
-                )
+                # in order, so that a decoder never waits for a request
+                data = _wait(request, check)
+                decodes.append(self._decoders.submit(self._place, target, variable, chunk, data))
                 if len(decodes) > 2 * _DECODERS:
-                    decodes[-2 * _DECODERS - 1].result()
+                    decodes.popleft().result()
             for decode in decodes:
                 decode.result()
+            check()
             yield tile, variable, target
 
     def _request_ahead(
         self, work: Iterable[tuple[Tile, str]]
     ) -> Iterator[tuple[Chunk, Future[Buffer | None]]]:
+        """Start the requests in order; one for a chunk, whoever needs it."""
         for tile, variable in work:
             for chunk in self._plan.chunks(tile, variable):
-                yield chunk, self._requests.submit(self._get, chunk)
+                name = (chunk.cube, chunk.key)
+                request = self._take(name) or self._requests.submit(self._get, chunk)
+                self._uses[name] -= 1
+                if self._uses[name] > 0 and self._kept_bytes < self._keep_bytes:
+                    self._keep(name, request)
+                yield chunk, request
+
+    def _keep(self, name: tuple[int, str], request: Future[Buffer | None]) -> None:
+        def count(done: Future[Buffer | None]) -> None:
+            with self._lock:
+                if self._kept.get(name) is done:
+                    self._sizes[name] = _size(done)
+                    self._kept_bytes += self._sizes[name]
+
+        with self._lock:
+            self._kept[name] = request
+        request.add_done_callback(count)
+
+    def _take(self, name: tuple[int, str]) -> Future[Buffer | None] | None:
+        with self._lock:
+            self._kept_bytes -= self._sizes.pop(name, 0)
+            return self._kept.pop(name, None)
 
     def _get(self, chunk: Chunk) -> Buffer | None:
         """The chunk's bytes, or None where the source does not have it."""
-        name = (chunk.cube, chunk.key)
-        with self.counts.lock:
-            self._uses[name] -= 1
-            last = self._uses[name] <= 0
-            if name in self._kept:
-                data = self._kept[name]
-                if last:
-                    del self._kept[name]
-                    self._kept_bytes -= 0 if data is None else memoryview(data).nbytes
-                return data
         data = self._read(chunk)
         if data is None:
             # The cube's metadata came from the same place, so the place is there: ITS_LIVE's
             # writer leaves out chunks in which every value is missing.
             self.counts.add(absent=1)
-        if not last:
-            size = 0 if data is None else memoryview(data).nbytes
-            with self.counts.lock:
-                if self._kept_bytes + size <= self._keep_bytes:
-                    self._kept[name] = data
-                    self._kept_bytes += size
         return data
 
     def _read(self, chunk: Chunk) -> Buffer | None:
@@ -181,21 +211,11 @@ class Fetcher:
     def _place(self, target: Raw, variable: str, chunk: Chunk, data: Buffer | None) -> None:
         if data is None:
             return
-        plan = self._plan
-        cube, place = plan.cubes[chunk.cube], plan.placements[chunk.cube]
+        cube = self._plan.cubes[chunk.cube]
         array = cube.layout.variable(variable)
         values = self._decode(array, chunk, data)
-        moves = plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
-        owned = None
-        if place.shared:
-            row = place.row + chunk.index[1] * array.chunks[1]
-            column = place.column + chunk.index[2] * array.chunks[2]
-            rows, columns = chunk.rows[1], chunk.columns[1]
-            owner = plan.source_cube[
-                row + rows.start : row + rows.stop, column + columns.start : column + columns.stop
-            ]
-            owned = owner == chunk.cube
-        scatter(target, values, moves, chunk.rows, chunk.columns, owned)
+        moves = self._plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
+        scatter(target, values, moves, chunk.rows, chunk.columns)
         self.counts.add(chunks=1)
 
     def _decode(self, array: Array, chunk: Chunk, data: Buffer) -> Raw:
@@ -215,3 +235,20 @@ class Fetcher:
                     raise
                 data = again
         raise AssertionError("unreachable")
+
+
+def _wait(request: Future[Buffer | None], check: Callable[[], None]) -> Buffer | None:
+    while True:
+        try:
+            return request.result(timeout=0.5)
+        except TimeoutError:
+            if request.done():  # it was the request's own
+                raise
+            check()
+
+
+def _size(request: Future[Buffer | None]) -> int:
+    if request.cancelled() or request.exception() is not None:
+        return 0
+    data = request.result()
+    return 0 if data is None else memoryview(data).nbytes

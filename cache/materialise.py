@@ -8,6 +8,7 @@ on disk, so that a job taken over by another worker goes on at its first unfinis
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -25,14 +26,17 @@ from firnline.cache.composite import Composite, Period, composite, overlap, peri
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
+from firnline.cache.products import PLAN_FILE
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
 from firnline.cache.strain import FIELDS, SCALE_CONVENTION, radius_for, strain_rates
-from firnline.errors import SourceMissingError
+from firnline.errors import JobDismissedError, JobLostError, SourceMissingError
 from firnline.settings import Settings
 from firnline.source import Source
 
 Raw = np.ndarray[Any, np.dtype[Any]]
+
+_TILES = "tiles"  # composites of finished tiles, until all are there
 
 _COMPOSITE_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "v": ("f4", {"long_name": "speed, from the composited components", "units": "meter/year"}),
@@ -86,9 +90,8 @@ def plan_request(
     ------
     NoCoverageError, TooLargeError, SourceError
     """
-    found = find_cubes(engine, request)
-    crs = choose_crs(request, found)
-    chosen = by_coverage(request, [cube for cube in found if cube.crs == crs])
+    crs = choose_crs(request, find_cubes(engine, request))
+    chosen = by_coverage(request, find_cubes(engine, request, window=crs))
     cubes = None
     if only_plan:
         cubes = indexed_cubes(engine, request, chosen, settings.allowed_sources)
@@ -127,13 +130,13 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
     pulse.say(0, "reading the cubes' metadata")
     began = time.monotonic()
     plan = plan_request(engine, settings, request)
-    work = work_folder(settings, job)
-    done = _resume(engine, job, plan, work)
+    pulse.check()
+    work, done = _resume(engine, settings, job, plan)
     spans = _periods(plan)
     counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
-    pulse.say(90, "strain rates")
-    if request.strain:
-        _write_strain(plan, work, spans)
+    if spans:
+        pulse.say(90, "composites and strain rates")
+        _write_fields(plan, work, spans)
     for name in (store.PAIRS, store.COMPOSITE, store.STRAIN):
         if (work / name).exists():
             store.consolidate(work / name)
@@ -142,27 +145,43 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
     made = products.make(plan, work, spans, counts, seconds=time.monotonic() - began)
     pulse.check()
     generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    store.publish(work, settings.cache_dir / "subsets" / request.subset_id / generation)
-    products.register(engine, job, plan, made, generation)
+    published = settings.cache_dir / "subsets" / request.subset_id / generation
+    store.publish(work, published)
+    try:
+        products.register(engine, job, plan, made, generation)
+    except (JobDismissedError, JobLostError):
+        store.discard(published)
+        raise
+    store.discard(work_folder(settings, job))
     return request.subset_id
 
 
 def work_folder(settings: Settings, job: Job) -> Path:
-    """Where a job writes before it publishes."""
+    """Where the attempts at a job write before one publishes."""
     return settings.cache_dir / "work" / job.id
 
 
-def _resume(engine: Engine, job: Job, plan: Plan, work: Path) -> dict[int, dict[str, Any]]:
-    """Tiles that an earlier attempt finished under the same plan; else start over."""
-    done = jobs.finished_tiles(engine, job)
-    mark = work / "plan.json"
-    if done and mark.exists() and json.loads(mark.read_text())["fingerprint"] == plan.fingerprint:
-        return done
+def _resume(
+    engine: Engine, settings: Settings, job: Job, plan: Plan
+) -> tuple[Path, dict[int, dict[str, Any]]]:
+    """The folder of this attempt, and the tiles that are finished in it.
+
+    What an earlier attempt finished under the same plan is taken over; else it's begun anew.
+    """
+    folder = work_folder(settings, job)
+    adopted = store.adopt(folder, job.attempt)
+    if adopted is not None:
+        mark = adopted / PLAN_FILE
+        if mark.exists() and json.loads(mark.read_text())["fingerprint"] == plan.fingerprint:
+            done = jobs.finished_tiles(engine, job)
+            if done:
+                return adopted, done
+        store.discard(adopted)
     jobs.forget_tiles(engine, job)
-    store.discard(work)
+    work = folder / str(job.attempt)
     work.mkdir(parents=True)
-    mark.write_text(json.dumps({"fingerprint": plan.fingerprint}))
-    return {}
+    (work / PLAN_FILE).write_text(json.dumps({"fingerprint": plan.fingerprint}))
+    return work, {}
 
 
 def _periods(plan: Plan) -> tuple[Period, ...]:
@@ -179,41 +198,6 @@ def _period_arrays(spans: tuple[Period, ...]) -> dict[str, Raw]:
     }
 
 
-def _create(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
-    request = plan.request
-    if request.pairs:
-        store.create_pairs(work / store.PAIRS, plan)
-    common: dict[str, Any] = {
-        "format": request.format,
-        "geobox": plan.geobox,
-        "axes": (plan.x, plan.y),
-        "periods": _period_arrays(spans),
-        "chunk": plan.tile_shape,
-    }
-    if spans:
-        attributes: dict[str, Any] = {
-            "title": "Velocity composites of ITS_LIVE image pairs, by firnline",
-            "source": plan.attribution,
-            "comment": "mean of the pairs weighted by their overlap with the period and by "
-            "1/error^2, after one robust rejection of outliers, component by component",
-        }
-        store.create_fields(
-            work / store.COMPOSITE, _COMPOSITE_FIELDS, attributes=attributes, **common
-        )
-    if request.strain:
-        radius, length = radius_for(request.strain.length_scale, plan.geobox.affine.a)
-        attributes = {
-            "title": "Strain rates of the velocity composites, by firnline",
-            "source": plan.attribution,
-            "method": "least-squares plane over a square window",
-            "window_radius_pixels": radius,
-            "half_length_m": length,
-            "scale_convention": SCALE_CONVENTION,
-        }
-        rates = {name: ("f4", dict(about)) for name, about in FIELDS.items()}
-        store.create_fields(work / store.STRAIN, rates, attributes=attributes, **common)
-
-
 def _run_tiles(
     engine: Engine,
     settings: Settings,
@@ -228,45 +212,47 @@ def _run_tiles(
     variables = plan.request.variables
     todo = [tile for tile in plan.tiles if tile.index not in done]
     order = [(tile, variable) for tile in todo for variable in variables]
-    weights = _weights(plan, spans)
+    weights = _weights(plan, spans) if spans else None
     parts: dict[str, Composite] = {}
-
-    fetcher = Fetcher(plan, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8)
+    fetcher = Fetcher(
+        plan, todo, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8
+    )
     with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
-        # the empty stores are made while the first chunks come
-        created = creator.submit(_create, plan, work, spans) if not done else None
-        for n, (tile, variable, values) in enumerate(fetcher.tiles(order)):
-            pulse.check()
-            if created is not None:
-                created.result()
+        # the empty store is made while the first chunks come
+        new = plan.request.pairs and not done
+        created = creator.submit(store.create_pairs, work / store.PAIRS, plan) if new else None
+        for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
             if plan.request.pairs:
+                if created is not None:
+                    created.result()
                 store.write(work / store.PAIRS, variable, tile, values, fetcher.processors)
-            if spans and variable in ("vx", "vy"):
-                parts[variable] = _composite(
-                    values, _sigma(plan, variable), weights, fetcher.processors
-                )
+            if weights is not None and variable in ("vx", "vy"):
+                parts[variable] = _composite(plan, variable, values, weights, fetcher.processors)
             if variable == variables[-1]:
                 if spans:
-                    _write_composite(work / store.COMPOSITE, tile, parts.pop("vx"), parts.pop("vy"))
-                jobs.checkpoint(engine, job, tile.index, {"absent": fetcher.counts.absent})
+                    _keep_composite(work, tile, parts.pop("vx"), parts.pop("vy"))
+                jobs.checkpoint(engine, job, tile.index, fetcher.counts.since_last())
             tiles = len(done) + (n + 1) / len(variables)
             pulse.say(
                 round(90 * tiles / len(plan.tiles)), f"{int(tiles)} of {len(plan.tiles)} tiles"
             )
-    return fetcher.counts
+    return Counts.total([*done.values(), fetcher.counts.as_dict()])
 
 
-def _composite(values: Raw, sigma: Raw, weights: Raw, processors: Executor) -> Composite:
+def _composite(
+    plan: Plan, variable: str, values: Raw, weights: Raw, processors: Executor
+) -> Composite:
     """`composite` of the rows of a tile, in parallel: pixels know nothing of each other."""
+    missing = int(plan.array(variable).missing)
+    sigma = _sigma(plan, variable)
     rows = np.array_split(np.arange(values.shape[1]), min(4, values.shape[1]))
     parts = list(
-        processors.map(lambda r: composite(values[:, r[0] : r[-1] + 1], sigma, weights), rows)
+        processors.map(
+            lambda r: composite(values[:, r[0] : r[-1] + 1], sigma, weights, missing=missing), rows
+        )
     )
     return Composite(
-        *(
-            np.concatenate([getattr(part, f.name) for part in parts], axis=1)
-            for f in fields(parts[0])
-        )
+        *(np.concatenate([getattr(p, f.name) for p in parts], axis=1) for f in fields(Composite))
     )
 
 
@@ -296,33 +282,73 @@ def _sigma(plan: Plan, variable: str) -> Raw:
     return np.full(len(plan.layers), np.nan, np.float32) if values is None else values
 
 
-def _write_composite(path: Path, tile: Tile, x: Composite, y: Composite) -> None:
+def _keep_composite(work: Path, tile: Tile, x: Composite, y: Composite) -> None:
+    """One file of all composites of a tile: its checkpoint, until all tiles are there."""
     v, v_error = speed(x.value, y.value, x.error, y.error)
-    maps = {
-        "v": v,
-        "vx": x.value,
-        "vy": y.value,
-        "v_error": v_error,
-        "vx_error": x.error,
-        "vy_error": y.error,
-        "dispersion": np.hypot(x.dispersion, y.dispersion),
-        "count": np.minimum(x.count, y.count),
-        "rejected": np.maximum(x.rejected, y.rejected),
-    }
-    for name, values in maps.items():
-        store.write_map(path, name, (slice(None), tile.rows, tile.columns), values)
+    folder = work / _TILES
+    folder.mkdir(exist_ok=True)
+    aside = folder / f"{tile.index}.partial"
+    with aside.open("wb") as out:
+        np.savez(
+            out,
+            allow_pickle=False,
+            v=v,
+            vx=x.value,
+            vy=y.value,
+            v_error=v_error,
+            vx_error=x.error,
+            vy_error=y.error,
+            dispersion=np.hypot(x.dispersion, y.dispersion),
+            count=np.minimum(x.count, y.count),
+            rejected=np.maximum(x.rejected, y.rejected),
+        )
+    aside.rename(folder / f"{tile.index}.npz")
 
 
-def _write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
-    """Strain rates of every period; windows reach across tiles, so this comes after all of them."""
-    assert plan.request.strain
-    radius, _ = radius_for(plan.request.strain.length_scale, plan.geobox.affine.a)
-    velocity = {
-        name: store.read(work / store.COMPOSITE, name)
-        for name in ("vx", "vy", "vx_error", "vy_error")
+def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
+    """The stores of composites and strain rates, whose windows reach across tiles."""
+    common: dict[str, Any] = {
+        "format": plan.request.format,
+        "geobox": plan.geobox,
+        "axes": (plan.x, plan.y),
+        "periods": _period_arrays(spans),
     }
-    for n in range(len(spans)):
-        rates = strain_rates(
+    store.create_fields(
+        work / store.COMPOSITE,
+        _COMPOSITE_FIELDS,
+        attributes={
+            "title": "Velocity composites of ITS_LIVE image pairs, by firnline",
+            "source": plan.attribution,
+            "comment": "mean of the pairs weighted by their overlap with the period and by "
+            "1/error^2, after one robust rejection of outliers, component by component",
+        },
+        **common,
+    )
+    velocity = {}
+    for name in _COMPOSITE_FIELDS:
+        whole = _gather_tiles(plan, work, name, len(spans))
+        store.write_field(work / store.COMPOSITE, name, whole)
+        if name in ("vx", "vy", "vx_error", "vy_error"):
+            velocity[name] = whole
+    shutil.rmtree(work / _TILES)
+    if not plan.request.strain:
+        return
+    radius, length = radius_for(plan.request.strain.length_scale, plan.geobox.affine.a)
+    store.create_fields(
+        work / store.STRAIN,
+        {name: ("f4", dict(about)) for name, about in FIELDS.items()},
+        attributes={
+            "title": "Strain rates of the velocity composites, by firnline",
+            "source": plan.attribution,
+            "method": "least-squares plane over a square window",
+            "window_radius_pixels": radius,
+            "half_length_m": length,
+            "scale_convention": SCALE_CONVENTION,
+        },
+        **common,
+    )
+    rates = [
+        strain_rates(
             velocity["vx"][n],
             velocity["vy"][n],
             dx=plan.geobox.affine.a,
@@ -331,5 +357,16 @@ def _write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
             vx_error=velocity["vx_error"][n],
             vy_error=velocity["vy_error"][n],
         )
-        for name, values in rates.items():
-            store.write_map(work / store.STRAIN, name, (n, slice(None), slice(None)), values)
+        for n in range(len(spans))
+    ]
+    for name in FIELDS:
+        store.write_field(work / store.STRAIN, name, np.stack([period[name] for period in rates]))
+
+
+def _gather_tiles(plan: Plan, work: Path, name: str, periods: int) -> Raw:
+    """A field ``(time, y, x)`` put together from the tiles' files."""
+    whole = np.empty((periods, *plan.shape[1:]), _COMPOSITE_FIELDS[name][0])
+    for tile in plan.tiles:
+        with np.load(work / _TILES / f"{tile.index}.npz", allow_pickle=False) as part:
+            whole[:, tile.rows, tile.columns] = part[name]
+    return whole

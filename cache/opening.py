@@ -12,6 +12,7 @@ from firnline.cache.jobs import Job
 from firnline.cache.plan import choose_crs
 from firnline.cache.request import Request
 from firnline.cache.sources import find_cubes
+from firnline.cache.strain import radius_for
 from firnline.database import connect, migrate, reading
 from firnline.errors import JobError, NotFoundError
 from firnline.settings import Settings
@@ -35,7 +36,7 @@ def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
     return settings.cache_dir / "subsets" / id / str(generation)
 
 
-def ask(engine: Engine, request: Request) -> Job:
+def ask(engine: Engine, settings: Settings, request: Request) -> Job:
     """Ask for a request: its job, new or the one that there is already.
 
     What the catalog can't answer is refused here, before anything is queued: this reads the
@@ -45,9 +46,23 @@ def ask(engine: Engine, request: Request) -> Job:
     ------
     NoCoverageError
         No cube covers the area, or none in the CRS asked for.
+    InputError
+        The strain's length scale is under a pixel.
     """
-    choose_crs(request, find_cubes(engine, request))
-    return jobs.submit(engine, request)
+    check(engine, request)
+    job = jobs.submit(engine, request)
+    if job.subset is not None and not subset_folder(engine, settings, job.subset).is_dir():
+        return jobs.submit(engine, request, refresh=True)  # its files were removed: made anew
+    return job
+
+
+def check(engine: Engine, request: Request) -> None:
+    """Refuse what the catalog alone shows to be impossible; raises as :func:`ask`."""
+    cubes = find_cubes(engine, request)
+    crs = choose_crs(request, cubes)
+    spacings = [cube.spacing for cube in cubes if cube.crs == crs and cube.spacing is not None]
+    if request.strain and spacings:
+        radius_for(request.strain.length_scale, max(spacings))
 
 
 def open_subset(
@@ -88,7 +103,7 @@ def open_subset(
     settings = settings or Settings()
     engine = connect(settings.database)
     migrate(engine)
-    job = worker.finish(engine, settings, ask(engine, Request.parse(inputs, settings)))
+    job = worker.finish(engine, settings, ask(engine, settings, Request.parse(inputs, settings)))
     if job.status != "successful" or job.subset is None:
         raise JobError(f"job {job.id} {job.status}: {job.message}")
     path = subset_folder(engine, settings, job.subset) / folders[dataset]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,7 +67,6 @@ class Placement:
     column: int
     rows: slice
     columns: slice
-    shared: bool  # with another cube: then `Plan.source_cube` says whose a pixel is
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,15 @@ class Plan:
                         yield Chunk(n, array.key(index), index, row, column)
 
     def _wanted_times(self, cube: int, size: int) -> list[int]:
-        """Chunks along time that hold a wanted pair."""
-        return [int(t) for t in np.unique(np.flatnonzero(self.layers.of_pair[cube] >= 0) // size)]
+        """Chunks along time, of `size`, that hold a wanted pair."""
+        if (cube, size) not in self._times:
+            pairs = np.flatnonzero(self.layers.of_pair[cube] >= 0)
+            self._times[cube, size] = [int(t) for t in np.unique(pairs // size)]
+        return self._times[cube, size]
+
+    @cached_property
+    def _times(self) -> dict[tuple[int, int], list[int]]:
+        return {}
 
     def moves(self, cube: int, time: int, size: int) -> tuple[Raw, Raw]:
         """Wanted pairs of a time chunk of `size`, and their layers, in the order of the pairs."""
@@ -152,8 +158,12 @@ class Plan:
     @cached_property
     def uses(self) -> Mapping[tuple[int, str], int]:
         """How many tiles need each source chunk, by (cube, key)."""
+        return self.uses_of(self.tiles)
+
+    def uses_of(self, tiles: Iterable[Tile]) -> dict[tuple[int, str], int]:
+        """How many of some tiles need each source chunk, by (cube, key)."""
         counted: dict[tuple[int, str], int] = {}
-        for tile in self.tiles:
+        for tile in tiles:
             for variable in self.request.variables:
                 for chunk in self.chunks(tile, variable):
                     name = (chunk.cube, chunk.key)
@@ -170,6 +180,7 @@ class Plan:
             self.shape,
             self.tile_shape,
             [[cube.id, cube.source.url, cube.layout.etag] for cube in self.cubes],
+            hashlib.sha256(self.layers.granule.tobytes()).hexdigest(),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -278,7 +289,7 @@ def make_plan(
     geobox, corners = _grid(request, crs, cubes)
     height, width = geobox.shape
     owner = np.full((height, width), -1, np.int16)
-    windows = []
+    placements = []
     for n, (cube, (row, column)) in enumerate(zip(cubes, corners, strict=True)):
         for variable in request.variables:
             _check_alike(cube, cubes[0], variable)
@@ -287,12 +298,13 @@ def make_plan(
         if rows is None or columns is None:
             rows = columns = slice(0, 0)
         window = owner[rows, columns]
-        window[window < 0] = n
-        windows.append((rows, columns))
-    placements = tuple(
-        Placement(row, column, rows, columns, bool((owner[rows, columns] != n).any()))
-        for n, ((row, column), (rows, columns)) in enumerate(zip(corners, windows, strict=True))
-    )
+        if (window >= 0).any():
+            raise SourceCorruptError(
+                f"{cube.id} and {cubes[window.max()].id} overlap; cubes of one CRS abut: harvest "
+                "one generation of them"
+            )
+        window[...] = n
+        placements.append(Placement(row, column, rows, columns))
     layers = merge_pairs([_table(request, cube) for cube in cubes])
     if not len(layers):
         raise NoCoverageError(
@@ -304,7 +316,7 @@ def make_plan(
         crs=crs,
         geobox=geobox,
         cubes=tuple(cubes),
-        placements=placements,
+        placements=tuple(placements),
         source_cube=owner,
         layers=layers,
         tile_shape=_tile_shape(len(layers), (height, width), memory_limit),
@@ -375,8 +387,13 @@ def _check_alike(cube: OpenCube, first: OpenCube, variable: str) -> None:
             f"{cube.source.url}: {variable} is {kinds[0][0]} with {kinds[0][2]} for missing; "
             f"in {first.id} it is {kinds[1][0]} with {kinds[1][2]}"
         )
-    if len(cube.layout.variable(variable).dims) != 3:
+    array = cube.layout.variable(variable)
+    if len(array.dims) != 3:
         raise SourceCorruptError(f"{cube.source.url}: {variable} is not on (time, y, x)")
+    if not array.dtype.isnative:
+        raise SourceCorruptError(
+            f"{cube.source.url}: {variable} is {array.dtype}, of the other end"
+        )
 
 
 def _pixels(first: float, last: float) -> slice:
@@ -438,7 +455,7 @@ def _column(cube: OpenCube, name: str) -> Raw:
 def _tile_shape(layers: int, shape: tuple[int, int], memory_limit: int) -> tuple[int, int]:
     """The largest tile whose buffer of one int16 variable is within its share of the memory.
 
-    Two such buffers live at a time, beside the chunks in flight and the shard being encoded.
+    It lives beside the chunks in flight, those kept for later tiles, and the shard being encoded.
     """
     share = memory_limit // 16
     best = next((t for t in _TILES if layers * t[0] * t[1] * 2 <= share), _TILES[-1])

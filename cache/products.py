@@ -38,6 +38,9 @@ from firnline.items import (
 FILES_ROOT = "firnline:/files"
 """Stored in place of this server's address, which is known only when it replies."""
 
+PLAN_FILE = "plan.json"
+"""Marks the plan that a folder of unfinished work follows."""
+
 VELOCITY_MAPS = ("v", "vx", "vy", "v_error", "count")
 STRAIN_MAPS = ("e1", "e2", "effective", "longitudinal", "shear", "divergence")
 
@@ -79,7 +82,8 @@ def make(
             }
     if spans:
         assets |= _maps(plan, work, spans)
-        assets["thumbnail"] = _quicklook(plan, work, spans)
+        if min(plan.shape[1:]) > 1:
+            assets["thumbnail"] = _quicklook(plan, work, spans)
     sources = _sources(plan)
     assets["provenance"] = _provenance(plan, work, sources, counts, seconds)
     for asset in assets.values():
@@ -184,12 +188,12 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
         "cube:dimensions": dimensions,
         "cube:variables": {
             name: {
-                "type": "data",
+                "variable_type": "data",
                 "dimensions": ["mid_date", "y", "x"],
                 "data_type": plan.array(name).dtype.name,
                 "unit": str(plan.array(name).attributes.get("units", "1")),
             }
-            for name in request.variables
+            for name in (request.variables if request.pairs else ())
         },
         "processing:level": "L3",
         "processing:software": {"firnline": version("firnline")},
@@ -337,10 +341,10 @@ def _provenance(
         "files": {
             path: {"size": size, "sha256": digest}
             for path, size, digest in store.files(work)
-            if path != "plan.json"
+            if path != PLAN_FILE
         },
     }
-    (work / "plan.json").unlink(missing_ok=True)
+    (work / PLAN_FILE).unlink(missing_ok=True)
     (work / "provenance.json").write_text(json.dumps(document, indent=1))
     return {
         "href": "provenance.json",

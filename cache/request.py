@@ -158,6 +158,11 @@ class Request(BaseModel):
             raise InputError("dt_days takes [least, most] in days, 0 <= least <= most")
         return value
 
+    @field_validator("strain", mode="before")
+    @classmethod
+    def _true_is_the_default(cls, value: object) -> object:
+        return {} if value is True else value
+
     @field_validator("composite", mode="before")
     @classmethod
     def _known_period(cls, value: object) -> object:

@@ -34,6 +34,8 @@ from firnline.tables import cubes as cubes_table
 Raw = np.ndarray[Any, np.dtype[Any]]
 
 _DAYS = "days since 1970-01-01"
+# Without these a pair has no place in time, or no identity: their absence is damage, not 'no data'.
+_NEEDED = ("granule_url", "acquisition_date_img1", "acquisition_date_img2")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class CubeItem:
     crs: str
     area: BaseGeometry
     pairs: int
+    spacing: float | None = None  # metres, where the catalog knows it
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,23 @@ class OpenCube:
         return len(self.mid_date)
 
 
-def find_cubes(engine: Engine, request: Request) -> list[CubeItem]:
+def find_cubes(engine: Engine, request: Request, window: str | None = None) -> list[CubeItem]:
     """The cubes of the catalog whose own outline shares some of the area asked for.
+
+    Parameters
+    ----------
+    window
+        A CRS: then the cubes in that CRS which share some of the area's bounding window there,
+        which is what is stored, and may be more.
 
     Raises
     ------
     NoCoverageError
     """
-    asked = footprint(request.area, parse_crs(request.crs))
+    if window is None:
+        asked = footprint(request.area, parse_crs(request.crs))
+    else:
+        asked = footprint(box(*request.area_in(parse_crs(window)).bounds), window)
     near = func.ST_Intersects(
         items.c.footprint, literal(shapely.to_wkb(asked), Footprint()), type_=Boolean()
     )
@@ -92,9 +104,13 @@ def find_cubes(engine: Engine, request: Request) -> list[CubeItem]:
         ).all()
     found = [_cube_item(json.loads(content)) for content in contents]
     # lon/lat footprints are true to 100 m; the cube's own CRS decides
-    chosen = [
-        cube for cube in found if request.area_in(parse_crs(cube.crs)).intersection(cube.area).area
-    ]
+    chosen = []
+    for cube in found:
+        if window in (None, cube.crs):
+            area = request.area_in(parse_crs(cube.crs))
+            area = area if window is None else box(*area.bounds)
+            if area.intersection(cube.area).area:
+                chosen.append(cube)
     if not chosen:
         raise NoCoverageError(
             "no cube of the catalog covers this area; "
@@ -111,6 +127,7 @@ def _cube_item(content: Mapping[str, Any]) -> CubeItem:
         crs=properties["proj:code"],
         area=box(*properties["proj:bbox"]),
         pairs=properties.get("itslive:granule_count") or 0,
+        spacing=properties.get("proj:transform", [None])[0],
     )
 
 
@@ -186,7 +203,8 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     for name, array in layout.arrays.items():
         if name in ("x", "y", time) or array.dims == (time,):
             reduce = basenames if name == "granule_url" else None
-            reads[name] = read_array(source, array, executor, reduce)
+            needed = name in ("x", "y", time, *_NEEDED)
+            reads[name] = read_array(source, array, executor, reduce, needed=needed)
     read = {name: result() for name, result in reads.items()}
     for name in ("x", "y"):
         if len(read[name]) < 2 or not np.ptp(np.diff(read[name])) < 1e-3:

@@ -123,7 +123,6 @@ def scatter(
     moves: tuple[Raw, Raw],
     rows: tuple[slice, slice],
     columns: tuple[slice, slice],
-    owned: Raw | None = None,
 ) -> None:
     """Put one decoded source chunk in its place, in time and in space.
 
@@ -137,16 +136,8 @@ def scatter(
         Which pairs of the chunk go to which layers, both ``(n,)``.
     rows, columns
         Where the chunk and the tile meet: (in the tile, in the chunk).
-    owned
-        ``(y, x)`` boolean over the meeting window where the cube shares it with another cube;
-        None where all of it is the cube's.
     """
     pairs, layers = moves
-    if owned is not None:
-        window = target[:, rows[0], columns[0]]
-        part = values[:, rows[1], columns[1]][pairs]
-        window[layers] = np.where(owned, part, window[layers])
-        return
     _lines(target, rows[0], columns[0])[layers] = _lines(values, rows[1], columns[1])[pairs]
 
 

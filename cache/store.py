@@ -2,8 +2,8 @@
 
 Writers work in a folder that no reader knows; publishing renames it to a generation folder, and
 the database row that names the generation is what readers follow. A half-written Zarr opens
-without an error and with holes: so every chunk is written, empty or not, and a store in which
-one is missing is not published.
+without an error and with holes: so every shard (or chunk, where there are no shards) is written,
+empty or not, and a store in which one is missing is not published.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ STRAIN = "strain.zarr"
 
 GRID_MAPPING = "mapping"
 _V2_CHUNK_TIME = 512
+_MAP_SIDE = 256
 # The source calls 0 missing here, though it says 'measured': a decoder would make it NaN.
 _ZERO_IS_A_VALUE = ("interp_mask",)
 
@@ -46,7 +47,7 @@ def create_pairs(path: Path, plan: Plan) -> None:
     """Create the store of the image pairs with all but its velocity chunks.
 
     Arrays ``(mid_date, y, x)`` keep the source's integer types, missing values and attributes;
-    beside them the per-pair variables, ``granule``, ``source_cube``, masks and coordinates.
+    beside them the per-pair variables, ``granule``, ``source_cube`` and coordinates.
     """
     layers, request = plan.layers, plan.request
     group = _create_group(
@@ -78,7 +79,8 @@ def create_pairs(path: Path, plan: Plan) -> None:
     for name, values in layers.per_pair.items():
         source = next(c.layout.arrays[name] for c in plan.cubes if name in c.layout.arrays)
         attributes, missing = _attributes(source.attributes), source.missing
-        declared = "missing_value" in source.attributes or "_FillValue" in source.attributes
+        stated = (source.attributes.get("missing_value"), source.attributes.get("_FillValue"))
+        declared = any(value is not None for value in (*stated, source.fill_value))
         _put(group, name, values, ("mid_date",), attributes, missing if declared else None)
     _put(
         group,
@@ -117,10 +119,11 @@ def create_fields(
     geobox: GeoBox,
     axes: tuple[Raw, Raw],
     periods: Mapping[str, Raw],
-    chunk: tuple[int, int],
     attributes: Mapping[str, Any],
 ) -> None:
     """Create a store of fields ``(time, y, x)``, one map for each period.
+
+    A chunk is a map of 256 x 256 pixels; in Zarr v3 all periods of it are one shard.
 
     Parameters
     ----------
@@ -130,8 +133,6 @@ def create_fields(
         x and y of the pixel centres, in metres.
     periods
         ``start``, ``end`` (exclusive) and ``mid`` of each period, ``datetime64 (time,)``.
-    chunk
-        (y, x) pixels of a chunk.
     """
     group = _create_group(path, format, geobox, axes, "time_bounds")
     group.attrs.update(dict(attributes))
@@ -151,12 +152,13 @@ def create_fields(
     bounds = np.stack([seconds(periods["start"]), seconds(periods["end"])], axis=1)
     _put(group, "time_bounds", bounds, ("time", "bounds"), units)
     code = str(geobox.crs)
+    high, wide = (min(_MAP_SIDE, side) for side in geobox.shape)
     for name, (dtype, described) in fields.items():
         _create_array(
             group, name, (len(bounds), *geobox.shape), np.dtype(dtype), ("time", "y", "x"),
             dict(described) | _crs_attributes(code),
             fill_value=np.nan if np.dtype(dtype).kind == "f" else None,
-            chunks=(1, *chunk), shards=None,
+            chunks=(1, high, wide), shards=(len(bounds), high, wide) if format == "v3" else None,
         )  # fmt: skip
 
 
@@ -178,11 +180,11 @@ def write(path: Path, name: str, tile: Tile, values: Raw, processors: Executor) 
     )
 
 
-def write_map(path: Path, name: str, region: Any, values: Raw) -> None:
-    """Write a region of a field ``(time, y, x)``."""
-    zarr.open_array(path, path=name, mode="r+", config={"write_empty_chunks": True})[region] = (
-        values
-    )
+def write_field(path: Path, name: str, values: Raw) -> None:
+    """Write a whole field ``(time, y, x)``, chunks without a value as well."""
+    array = zarr.open_array(path, path=name, mode="r+")
+    # zarr 3.1 takes no notice of `config` when it opens an array
+    array.with_config({"write_empty_chunks": True})[...] = values
 
 
 def read(path: Path, name: str) -> Raw:
@@ -242,17 +244,32 @@ def files(folder: Path) -> Iterator[tuple[str, int, str]]:
 
 def publish(work: Path, published: Path) -> None:
     """Move a finished folder to where readers will look; on one file system this is atomic."""
-    published.parent.mkdir(parents=True, exist_ok=True)
     try:
+        published.parent.mkdir(parents=True, exist_ok=True)
         work.rename(published)
     except OSError as error:
         raise StoreError(f"{published} can't be published: {error.strerror}") from error
 
 
+def adopt(folder: Path, attempt: int) -> Path | None:
+    """Take over what an earlier attempt has written; None if there is nothing.
+
+    Its folder is renamed to this attempt's: a worker that lost its job but does not know it yet
+    finds its own folder gone, and can't touch what is written from now on.
+    """
+    mine = folder / str(attempt)
+    earlier = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not earlier:
+        return None
+    (folder / str(max(earlier))).rename(mine)
+    for unfinished in mine.rglob("*.partial"):  # zarr writes beside, then renames
+        unfinished.unlink()
+    return mine
+
+
 def discard(folder: Path) -> None:
-    """Remove a folder of unfinished work, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Remove a folder of unfinished work as far as possible; a sweeper gets the rest."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _create_group(

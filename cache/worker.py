@@ -82,6 +82,9 @@ class Heartbeat:
                 if time.monotonic() - last > self._lease:
                     self._ended = JobLostError(f"job {self._job.id}: the lease ran out")
                     return
+            except Exception as error:  # noqa: BLE001  raised where the job can end with it
+                self._ended = error
+                return
 
 
 def worker_name() -> str:
@@ -124,12 +127,16 @@ def run_next(
             jobs.fail(engine, job, str(error))
             store.discard(work)  # after that: only who holds the job may touch its folder
             say.warning("job failed", reason=str(error))
+        except OSError as error:
+            jobs.fail(engine, job, f"the store can't be written: {error.strerror or error}")
+            store.discard(work)
+            say.exception("job failed")
         except Exception as error:  # noqa: BLE001  whatever it is, the job must end with a reason
             say.exception("job failed")
             jobs.fail(engine, job, f"internal error: {type(error).__name__}")
             store.discard(work)
     except JobLostError:
-        say.warning("job lost to another worker")  # who has it now also has its folder
+        say.warning("job lost to another worker")  # who has it now has renamed its folder
     except JobDismissedError:
         store.discard(work)
         say.info("job dismissed")
@@ -146,6 +153,10 @@ def run(
             busy = run_next(engine, settings, owner, stop=stop)
         except DatabaseError as error:
             log.error("database away", reason=str(error))
+            busy = False
+            stop.wait(5 * interval)
+        except Exception:
+            log.exception("worker failed, going on")
             busy = False
             stop.wait(5 * interval)
         if not busy:

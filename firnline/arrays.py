@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -20,17 +21,23 @@ from firnline.source import Source
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
+_LARGE = 1 << 22  # bytes of a chunk
+_one_large = threading.Lock()  # of several cubes' granule URLs, one is decoded at a time
+
 
 def read_array(
     source: Source,
     array: Array,
     executor: Executor,
     reduce: Callable[[Raw], Raw] | None = None,
+    *,
+    needed: bool = False,
 ) -> Callable[[], Raw]:
     """Start to read a whole 0-D, 1-D or 2-D array; the returned function waits for it.
 
-    A chunk that the source does not have is the array's missing value. `reduce` makes each
-    1-D chunk smaller as it comes, since a cube's granule URLs take 4 kB a pair.
+    A chunk that the source does not have is the array's missing value, or an error where the
+    array is `needed`. `reduce` makes each 1-D chunk smaller as it comes, since a cube's granule
+    URLs take 4 kB a pair.
     """
 
     reader = ChunkReader(source)
@@ -41,9 +48,16 @@ def read_array(
         )
         data = reader.get(array, index)
         if data is None:
-            values = np.full(shape, array.missing, array.dtype)
-        else:
-            values = array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)]
+            if needed:
+                raise SourceCorruptError(f"{source.url} has metadata, but no {array.key(index)}")
+            missing = array.missing
+            return np.full(shape, str(missing) if array.dtype.kind == "O" else missing)
+        if array.dtype.kind == "O" or math.prod(array.chunks) * array.dtype.itemsize < _LARGE:
+            return reduced(array.decode(data)[tuple(slice(n) for n in shape)])
+        with _one_large:
+            return reduced(array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)])
+
+    def reduced(values: Raw) -> Raw:
         if reduce is not None:
             return reduce(values)
         return values.astype("U") if array.dtype.kind == "O" else values.copy()
@@ -67,15 +81,13 @@ def read_array(
     return result
 
 
-def _aside(array: Array) -> Raw | None:
+def _aside(array: Array) -> Raw:
     """Memory for a large chunk that is given back to the system at once when it's dropped.
 
     The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
     in the memory of a small job.
     """
     size = math.prod(array.chunks) * array.dtype.itemsize
-    if size < 1 << 22 or array.dtype.kind == "O":
-        return None
     return np.frombuffer(mmap.mmap(-1, size), array.dtype)
 
 
@@ -118,7 +130,11 @@ def instants(values: Raw, array: Array) -> Raw:
         exact = values.astype("i8")
         steps = (exact + 500) // 1000 if scale < 1 else exact * int(scale)
         return start + steps.astype("m8[us]")
+    known = np.isfinite(values)
+    values = np.where(known, values, 0)
     whole = np.floor(values)
     # days and their fraction apart, so that neither loses its last digits
     microseconds = whole.astype("i8") * scale + np.rint((values - whole) * scale)
-    return start + microseconds.astype("i8").astype("m8[us]")
+    instants = start + microseconds.astype("i8").astype("m8[us]")
+    instants[~known] = np.datetime64("NaT")
+    return instants

@@ -147,7 +147,7 @@ def materialise(
     """Materialise an area and a period into one local store with composites and strain rates."""
     from firnline.cache import worker
     from firnline.cache.materialise import plan_request
-    from firnline.cache.opening import ask, subset_folder
+    from firnline.cache.opening import ask, check, subset_folder
     from firnline.cache.request import Request
 
     settings = _settings()
@@ -168,13 +168,14 @@ def materialise(
     request = Request.parse(inputs, settings)
     engine = _database(settings)
     if dry_run:
+        check(engine, request)
         summary = plan_request(engine, settings, request, only_plan=True).summary()
         if as_json:
             _print_json(summary)
         else:
             _print_pairs(summary)
         return
-    job = ask(engine, request)
+    job = ask(engine, settings, request)
     if wait:
         with _stop_on_signal() as stop, _percent(as_json) as shown:
             job = worker.finish(engine, settings, job, stop=stop, shown=shown)
@@ -190,8 +191,9 @@ def materialise(
         _print_json(answer)
     elif job.status != "failed":
         _print_pairs({name: value for name, value in answer.items() if value is not None})
-    if job.status == "failed":
-        err.print(f"error: {job.message}", markup=False)
+    if wait and job.status != "successful":
+        if job.status == "failed":
+            err.print(f"error: {job.message}", markup=False)
         raise typer.Exit(1)
 
 
@@ -369,12 +371,16 @@ def _read_area(path: Path, crs: str | None) -> dict[str, Any]:
     import shapely
     from pyogrio.errors import DataSourceError
 
-    from firnline.crs import crs_code
+    from firnline.crs import crs_code, parse_crs
 
     try:
         frame = geopandas.read_file(path)
     except (DataSourceError, OSError, ValueError) as error:
         raise InputError(f"--aoi {path}: {error}") from None
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise InputError(f"--aoi {path} has no geometry; accepted: GeoJSON, GeoPackage, Shapefile")
+    if crs is not None and frame.crs is not None and frame.crs != parse_crs(crs):
+        raise InputError(f"--aoi {path} says itself that its CRS is {crs_code(frame.crs)}")
     area = shapely.make_valid(frame.geometry.union_all())
     if area.geom_type not in ("Polygon", "MultiPolygon"):
         raise InputError(f"--aoi {path} holds {area.geom_type}; accepted are polygons")

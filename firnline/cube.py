@@ -31,6 +31,9 @@ blosc2.set_releasegil(True)  # chunks are decoded in threads
 _LARGEST_CHUNK = 2 << 30
 _LATER = "/timeseries/"
 """Part of the addresses of ITS_LIVE's cubes from version 2.2 on, which are Zarr v3."""
+_MOST_CHUNKS = 10_000_000
+# The registry of numcodecs also has codecs that run what they decode, such as pickle.
+_CODECS = ("blosc", "gzip", "lz4", "zlib", "zstd")
 MISSING = -32767  # of the int16 velocity variables (ITS_LIVE datacube format)
 
 
@@ -79,14 +82,26 @@ class Array:
 
         ITS_LIVE's writer gives integer variables a ``missing_value`` attribute and no fill value,
         so that an absent chunk read by the book is 0: the attribute goes first.
+
+        Raises
+        ------
+        SourceCorruptError
+            It is not a value of the array's type.
         """
         for value in (
             self.attributes.get("missing_value"),
             self.attributes.get("_FillValue"),
             self.fill_value,
         ):
-            if value is not None:
-                return self.dtype.type(value)
+            if value is None:
+                continue
+            try:
+                missing = self.dtype.type(value)
+            except (TypeError, ValueError, OverflowError):
+                missing = None
+            if missing is None or np.ndim(missing):
+                raise SourceCorruptError(f"{self.name}: {value!r} is no missing {self.dtype}")
+            return missing
         return self.dtype.type()
 
     @property
@@ -120,7 +135,7 @@ class Array:
     def decode(
         self, data: Any, out: np.ndarray[Any, np.dtype[Any]] | None = None
     ) -> np.ndarray[Any, np.dtype[Any]]:
-        """Decode one chunk, into `out` of a full chunk's shape if that is given.
+        """Decode one chunk; a Blosc one into `out`, of a full chunk's shape, if that is given.
 
         A chunk on the edge has the full chunk's shape as well.
 
@@ -138,10 +153,14 @@ class Array:
                 return np.asarray(VLenUTF8().decode(text)).reshape(self.chunks)
             if self.compressor is not None and self.compressor.get("id") == "blosc":
                 return self._decode_blosc(view, out)
-            raw = view if self._codec is None else self._codec.decode(view, out=out)
+            # not into `out`: these codecs don't tell when it isn't filled
+            raw = view if self._codec is None else self._codec.decode(view)
             return np.frombuffer(raw, dtype=self.dtype).reshape(self.chunks)
-        except (RuntimeError, ValueError) as error:
-            raise SourceCorruptError(f"a chunk of {self.name} does not decode: {error}") from None
+        except SourceCorruptError:
+            raise
+        except Exception as error:  # noqa: BLE001  each codec has errors of its own
+            reason = str(error) or type(error).__name__
+            raise SourceCorruptError(f"a chunk of {self.name} does not decode: {reason}") from None
 
     def _decode_blosc(
         self, view: memoryview, out: np.ndarray[Any, np.dtype[Any]] | None
@@ -279,7 +298,15 @@ def parse_cube(url: str, metadata: bytes, etag: str | None) -> Cube:
             attributes = contents.get(".zattrs", {})
         cube = Cube(url, etag, arrays, attributes, zarr_format)
         _check(cube)
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        StopIteration,
+        TypeError,
+        ValueError,
+    ) as error:
         raise SourceCorruptError(
             f"{url} has no metadata of a Zarr v2 or v3 cube: {error!r}"
         ) from error
@@ -291,14 +318,17 @@ def _array(name: str, metadata: Mapping[str, Any]) -> Array:
     attributes = dict(metadata.get(f"{name}/.zattrs", {}))
     if meta["zarr_format"] != 2 or meta.get("filters") or meta.get("order", "C") != "C":
         raise ValueError(f"{name}: only Zarr v2 in C order without filters is understood")
+    compressor = meta["compressor"]
+    if compressor is not None and compressor["id"] not in _CODECS:
+        raise ValueError(f"{name}: the compressor {compressor['id']!r} is not understood")
     array = Array(
         name=name,
         dims=tuple(attributes.pop("_ARRAY_DIMENSIONS", ())),
         shape=tuple(int(n) for n in meta["shape"]),
         chunks=tuple(int(n) for n in meta["chunks"]),
-        dtype=np.dtype(meta["dtype"]),
+        dtype=_dtype(meta["dtype"]),
         fill_value=meta["fill_value"],
-        compressor=meta["compressor"],
+        compressor=compressor,
         separator=meta.get("dimension_separator", "."),
         attributes=attributes,
     )
@@ -389,12 +419,28 @@ def _compressor_v3(codec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_array(array: Array) -> None:
     name = array.name
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
+        raise ValueError(f"{name!r} is no name of an array")
+    _ = array._codec  # its parameters may be nonsense as well
+    if array.separator not in (".", "/"):
+        raise ValueError(f"{name}: {array.separator!r} separates no chunk keys")
+    if not all(isinstance(dim, str) for dim in array.dims):
+        raise ValueError(f"{name}: {array.dims} are no names of dimensions")
     if not len(array.dims) == len(array.shape) == len(array.chunks):
         raise ValueError(f"{name}: dimensions, shape and chunks disagree")
     if any(n < 1 for n in array.chunks) or any(n < 0 for n in array.shape):
         raise ValueError(f"{name}: impossible shape {array.shape} or chunks {array.chunks}")
     if prod(array.chunks) * array.dtype.itemsize > _LARGEST_CHUNK:
         raise ValueError(f"{name}: a chunk of {array.chunks} is beyond {_LARGEST_CHUNK} bytes")
+    if prod(array.chunk_counts) > _MOST_CHUNKS:
+        raise ValueError(f"{name}: {array.shape} in chunks of {array.chunks} is beyond belief")
+
+
+def _dtype(name: object) -> np.dtype[Any]:
+    dtype = np.dtype(name) if isinstance(name, str) else None
+    if dtype is None or dtype.kind not in "biufSUmM" or not dtype.itemsize:
+        raise ValueError(f"the type {name!r} is not understood")
+    return dtype
 
 
 def _check(cube: Cube) -> None:

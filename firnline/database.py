@@ -47,9 +47,8 @@ from firnline.tables import (
 _DAY = 86_400_000_000  # microseconds
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
 _BATCH = 500
-_MIGRATION_LOCK = 0x6669726E  # any number that is ours
+_MIGRATION_LOCK = 0x6669726E  # any number that nothing else in the database locks
 _migrating = threading.Lock()  # alembic keeps its context in globals
-_MIGRATION_LOCK = 7_237_428  # any number that nothing else in the database locks
 _OF_STATEMENTS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
@@ -187,7 +186,7 @@ def migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", "firnline:migrations")
     config.set_main_option("path_separator", "os")
-    with writing(engine) as connection:
+    with _migrating, writing(engine) as connection:
         if connection.dialect.name == "postgresql":
             # of several that start at once one migrates, the others wait and find it done;
             # on SQLite the transaction's own lock does the same

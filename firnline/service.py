@@ -65,8 +65,9 @@ class Service:
         self._threads: list[threading.Thread] = []
         try:
             self._socket = socket.create_server((host, port))
-        except OSError as error:
-            raise InputError(f"can't listen on {host}:{port}: {error.strerror}") from None
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"can't listen on {host}:{port}: {reason}") from None
         address = f"[{host}]" if ":" in host else host
         self.url = f"http://{address}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(

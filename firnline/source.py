@@ -51,9 +51,15 @@ def check_allowed(url: str, allowed: Sequence[str]) -> str:
     SourceNotAllowedError
         It does not; the message names the setting.
     """
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.username is None and parts.password is None and ".." not in path.split("/"):
+    try:
+        parts = urlsplit(url)
+        path = unquote(parts.path)
+        plain = parts.username is None and parts.password is None and parts.port != 0
+    except ValueError:  # no valid host or port
+        raise SourceNotAllowedError(f"{url[:200]!r} is not a URL") from None
+    # A backslash is a slash to some readers of URLs, and control characters are nothing to them.
+    plain = plain and url.isprintable() and url == url.strip()
+    if plain and "\\" not in url + path and ".." not in path.split("/"):
         for root in allowed:
             base = urlsplit(root if "://" in root else f"https://{root}/")
             prefix = unquote(base.path).rstrip("/") + "/"
@@ -61,8 +67,9 @@ def check_allowed(url: str, allowed: Sequence[str]) -> str:
                 path.rstrip("/") + "/"
             ).startswith(prefix):
                 return url
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no password
     raise SourceNotAllowedError(
-        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} is not an allowed source; "
+        f"{shown if shown.isprintable() else repr(shown)} is not an allowed source; "
         f"FIRNLINE_ALLOWED_SOURCES accepts: {', '.join(allowed) or 'nothing'}"
     )
 
@@ -102,6 +109,8 @@ class Source:
             The source answered that the object does not exist (404).
         SourceUnreachableError
             No answer, or a refusal, after all retries.
+        SourceCorruptError
+            No object can have this name: whoever named it is wrong.
         """
         return self._get(path)
 
@@ -140,6 +149,8 @@ class Source:
             raise SourceMissingError(f"{self.url}/{path} does not exist") from None
         except NotModifiedError:
             raise
+        except ValueError as error:
+            raise SourceCorruptError(f"{self.url}: {path[:200]!r} names no object") from error
         except (BaseError, OSError) as error:
             raise SourceUnreachableError(f"{self.url}/{path}: {_reason(error)}") from error
 
@@ -202,9 +213,11 @@ def read_document(location: str | Path, *, allowed: Sequence[str]) -> bytes:
     if scheme in ("s3", "file"):
         folder, _, name = str(location).rpartition("/")
         check_allowed(str(location), allowed)
-        return bytes(Source(folder, allowed=(folder + "/",)).get(name).data)
+        return bytes(Source(folder, allowed=(folder + "/",)).get(unquote(name)).data)
     if scheme in ("http", "https"):
         return _download(str(location), allowed)
+    if "://" in str(location):
+        raise SourceNotAllowedError(f"{scheme} can't be read from; accepted: https, http, s3, file")
     try:
         return Path(location).read_bytes()
     except FileNotFoundError:
@@ -220,6 +233,10 @@ def _download(url: str, allowed: Sequence[str]) -> bytes:
         for attempt in range(_RETRIES):
             try:
                 return _follow(client, url, allowed)
+            except httpx.InvalidURL as error:
+                raise SourceNotAllowedError(f"{url[:200]!r} is not a URL: {error}") from None
+            except httpx.DecodingError as error:
+                raise SourceCorruptError(f"{url}: {error}") from error
             except (httpx.TransportError, _TryAgain) as error:
                 if attempt == _RETRIES - 1:
                     reason = str(error) or type(error).__name__
@@ -236,7 +253,10 @@ def _follow(client: Any, url: str, allowed: Sequence[str]) -> bytes:
     for _ in range(5):
         with client.stream("GET", check_allowed(url, allowed)) as response:
             if response.is_redirect:
-                url = urljoin(url, response.headers.get("location", ""))
+                try:
+                    url = urljoin(url, response.headers.get("location", ""))
+                except ValueError:
+                    raise SourceUnreachableError(f"{url} redirects to what is no URL") from None
                 continue
             if response.status_code in (404, 410):
                 raise SourceMissingError(f"{url} does not exist ({response.status_code})")

@@ -242,7 +242,11 @@ def _columns(
         raise SourceMissingError(f"{cube.url} has no {', '.join(lacking)}")
     reads = {
         name: read_array(
-            source, cube.arrays[name], requests, basenames if name == "granule_url" else None
+            source,
+            cube.arrays[name],
+            requests,
+            basenames if name == "granule_url" else None,
+            needed=name in ("x", "y", cube.time, "granule_url"),
         )
         for name in [*names, *(name for name in optional if name in cube.arrays)]
     }

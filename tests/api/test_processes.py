@@ -14,6 +14,7 @@ from sqlalchemy import Engine, insert, update
 
 from firnline.cache import jobs
 from firnline.database import writing
+from firnline.settings import Settings
 from firnline.tables import jobs as jobs_table
 from firnline.tables import subsets
 from tests.api.conftest import SHARED, Client, box, make_item, put
@@ -274,7 +275,9 @@ class TestJobs:
         schemas.check("exception", problem)
         assert problem["type"] == EXCEPTION + "result-not-ready"
 
-    def test_results(self, client: Client, engine: Engine, schemas: Schemas) -> None:
+    def test_results(
+        self, client: Client, engine: Engine, settings: Settings, schemas: Schemas
+    ) -> None:
         id = submit(client)["jobID"]
         finish(engine, id, "subset-1")
         info = client.get(f"/jobs/{id}")
@@ -290,6 +293,7 @@ class TestJobs:
         assert answer["subset"]["href"] == href
         assert answer["item"] == {"mediaType": "application/geo+json", "value": item}
         # asked again, it is there at once
+        (settings.cache_dir / "subsets" / "subset-1" / "g1").mkdir(parents=True)
         again = submit(client)
         assert (again["status"], rels(again)["item"]) == ("successful", href)
 

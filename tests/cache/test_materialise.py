@@ -378,3 +378,121 @@ def test_open_gives_a_dataset(sample: Any, settings: Settings) -> None:
     )  # fmt: skip
     again = firnline.strain(composite, length_scale=500)
     np.testing.assert_allclose(again.exx, rates.exx, atol=1e-7)
+
+
+def test_periods_without_data_and_tiny_areas(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    """Chunks that hold nothing but the fill value are written too; a pixel is an area."""
+    small = settings.model_copy(update={"memory_limit": 1})
+    left, bottom, right, top = sample.mirror.aoi
+    for bbox in (
+        [left, bottom, right, top],
+        [left, bottom, left + 600, bottom + 600],
+        [left + 130, bottom + 130, left + 140, bottom + 140],
+        [left, bottom + 130, right, bottom + 140],
+    ):
+        folder, item = run(engine, small, bbox=bbox, crs="EPSG:3413", composite="P1M")
+        composite = xr.open_zarr(folder / "composite.zarr").load()
+        assert (composite["rejected"].sum(["y", "x"]) == 0).any(), "a map of nothing but zeros"
+        np.testing.assert_array_equal(composite["count"] == 0, np.isnan(composite.v))
+        shape = tuple(item["properties"]["proj:shape"])
+        assert composite.v.shape[1:] == shape
+        assert ("thumbnail" in item["assets"]) == (min(shape) > 1)
+        expected = brute_force(sample, tuple(bbox), "2016-01-01", "2022-01-01")
+        pairs = xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False)
+        np.testing.assert_array_equal(pairs.vx, expected["vx"])
+
+
+@pytest.mark.parametrize("format", ["v3", "v2"])
+def test_per_pair_values_are_missing_where_the_source_says_so(
+    sample: Any, engine: Engine, settings: Settings, format: str
+) -> None:
+    """Every 1-D number, decoded by xarray, against the source decoded by xarray."""
+    folder, _ = run(
+        engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413", composite=None, strain=False,
+        format=format,
+    )  # fmt: skip
+    got = xr.open_zarr(folder / "pairs.zarr").load()
+    position = {str(name): n for n, name in enumerate(got.granule.values)}
+    first: dict[str, str] = {}
+    for cube in (c for c in sample.mirror.cubes if c.epsg == 3413):
+        source = xr.open_zarr(sample.mirror.root / cube.path).load()
+        for name in source.data_vars:
+            if source[name].dims != ("mid_date",) or source[name].dtype.kind not in "fiu":
+                continue
+            if name == "roi_valid_percentage":  # that of each cube's own part of the scene
+                continue
+            mine = [position[granule] for granule in cube.granules]
+            np.testing.assert_array_equal(
+                got[name].values[mine], source[name].values, err_msg=str(name)
+            )
+            first.setdefault(str(name), cube.name)
+    assert len(first) > 20
+    assert np.isnan(got.va_error).any()
+
+
+def test_the_whole_window_of_a_polygon_is_filled(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    """What is stored is the polygon's bounding window, so cubes in its corners count as well."""
+    left, bottom, _, top = sample.mirror.aoi
+    triangle = {
+        "type": "Polygon",
+        "coordinates": [[[left, bottom], [left + 3000, bottom], [left, top], [left, bottom]]],
+    }
+    options = {"crs": "EPSG:3413", "composite": None, "strain": False, "variables": ["vx"]}
+    polygon, _ = run(engine, settings, geometry=triangle, **options)
+    window, _ = run(engine, settings, bbox=[left, bottom, left + 3000, top], **options)
+    one, two = (
+        xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False) for folder in (polygon, window)
+    )
+    np.testing.assert_array_equal(one.vx, two.vx)
+    assert (one.source_cube >= 0).all()
+
+
+def test_chunks_on_the_edge_of_tiles_are_fetched_once(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    small = settings.model_copy(update={"memory_limit": 10_000_000})
+    folder, _ = run(
+        engine, small, bbox=sample.mirror.aoi, crs="EPSG:3413", variables=["vx"],
+        composite=None, strain=False,
+    )  # fmt: skip
+    high, wide = xr.open_zarr(folder / "pairs.zarr").vx.encoding["shards"][1:]
+    assert (high, wide) != (80, 80), "several tiles"
+    asked = [r.path for r in sample.server.requests if "/vx/" in r.path]
+    assert len(asked) == len(set(asked))
+    fetched = json.loads((folder / "provenance.json").read_text())["fetched"]
+    assert fetched["requests"] == len(asked)
+
+
+def test_what_a_source_must_have_is_not_taken_for_no_data(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    area = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "composite": None, "strain": False}
+    for name in ("mid_date", "granule_url", "x"):
+        fault = Fault("status", status=404)
+        sample.server.faults = Faults(fault, match=f"*EPSG3413*/{name}/*")
+        job = worker.finish(engine, settings, jobs.submit(engine, Request.parse(area, settings)))
+        sample.server.faults = None
+        assert job.status == "failed"
+        assert f"has metadata, but no {name}/0" in job.message
+
+
+def test_a_subset_whose_files_are_gone_is_made_again(
+    sample: Any, engine: Engine, settings: Settings
+) -> None:
+    import shutil
+
+    from firnline.cache.opening import ask
+
+    inputs = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "composite": None, "strain": False}
+    folder, item = run(engine, settings, **inputs)
+    shutil.rmtree(folder)
+    request = Request.parse(inputs, settings)
+    job = ask(engine, settings, request)
+    assert job.status == "accepted"
+    done = worker.finish(engine, settings, job)
+    assert (done.status, done.subset) == ("successful", item["id"])
+    assert (subset_folder(engine, settings, item["id"]) / "pairs.zarr").is_dir()
