@@ -39,6 +39,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/harvest.py
 	$(BIN)/python benchmarks/materialise.py
+	$(BIN)/python benchmarks/pairs.py
 
 # Pins for every platform and Python version, without addresses.
 constraints:

@@ -13,7 +13,7 @@ from stac_fastapi.types.conformance import BASE_CONFORMANCE_CLASSES
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from firnline.api import errors, files, harvests, health, processes
+from firnline.api import errors, files, harvests, health, pairs, processes
 from firnline.api.middleware import BodyLimit, Failsafe
 from firnline.api.parameters import ItemsParameters, SearchBody, SearchParameters
 from firnline.api.search import STAC_VERSION, CatalogClient
@@ -27,7 +27,15 @@ DESCRIPTION = (
     "the subsets that were stitched here with their composites and strain rates."
 )
 # Read by browsers of other sites: what Zarr and COG readers need to see of a reply.
-_EXPOSED = ["Accept-Ranges", "Content-Length", "Content-Range", "ETag", "Last-Modified", "Location"]
+_EXPOSED = [
+    "Accept-Ranges",
+    "Content-Length",
+    "Content-Range",
+    "ETag",
+    "Last-Modified",
+    "Link",
+    "Location",
+]
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
@@ -107,6 +115,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         processes.create_router(database, settings),
         files.create_router(database, settings),
         harvests.create_router(database, settings),
+        pairs.create_router(database, settings),
         health.create_router(database),
     ):
         api.app.include_router(router)

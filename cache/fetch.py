@@ -22,9 +22,9 @@ import numpy as np
 
 from firnline.cache.plan import Chunk, Plan, Tile
 from firnline.cache.stitch import scatter
+from firnline.chunks import ChunkReader
 from firnline.cube import Array
-from firnline.errors import SourceCorruptError, SourceMissingError
-from firnline.source import Source
+from firnline.errors import SourceCorruptError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -103,6 +103,10 @@ class Fetcher:
         self._sizes: dict[tuple[int, str], int] = {}
         self._kept_bytes = 0
         self._uses = plan.uses_of(tiles)
+        self._readers = [
+            ChunkReader(cube.source, lambda size: self.counts.add(requests=1, bytes=size))
+            for cube in plan.cubes
+        ]
         self._local = threading.local()  # each decoder's scratch, of one chunk
         self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
@@ -192,27 +196,29 @@ class Fetcher:
 
     def _get(self, chunk: Chunk) -> Buffer | None:
         """The chunk's bytes, or None where the source does not have it."""
-        try:
-            data = self._plan.cubes[chunk.cube].source.get(chunk.key).data
-        except SourceMissingError:
+        data = self._read(chunk)
+        if data is None:
             # The cube's metadata came from the same place, so the place is there: ITS_LIVE's
             # writer leaves out chunks in which every value is missing.
-            self.counts.add(requests=1, absent=1)
-            return None
-        self.counts.add(requests=1, bytes=memoryview(data).nbytes)
+            self.counts.add(absent=1)
         return data
+
+    def _read(self, chunk: Chunk) -> Buffer | None:
+        variable = chunk.key.split("/", 1)[0]
+        array = self._plan.cubes[chunk.cube].layout.variable(variable)
+        return self._readers[chunk.cube].get(array, chunk.index)
 
     def _place(self, target: Raw, variable: str, chunk: Chunk, data: Buffer | None) -> None:
         if data is None:
             return
         cube = self._plan.cubes[chunk.cube]
         array = cube.layout.variable(variable)
-        values = self._decode(cube.source, array, chunk.key, data)
+        values = self._decode(array, chunk, data)
         moves = self._plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
         scatter(target, values, moves, chunk.rows, chunk.columns)
         self.counts.add(chunks=1)
 
-    def _decode(self, source: Source, array: Array, key: str, data: Buffer) -> Raw:
+    def _decode(self, array: Array, chunk: Chunk, data: Buffer) -> Raw:
         """Decode; bytes that don't are fetched again, since it may be the transfer that broke."""
         scratch = getattr(self._local, "scratch", None)
         if scratch is None or (scratch.shape, scratch.dtype) != (array.chunks, array.dtype):
@@ -224,8 +230,10 @@ class Fetcher:
             except SourceCorruptError:
                 if attempt == _TRIES - 1:
                     raise
-                self.counts.add(requests=1)
-                data = source.get(key).data
+                again = self._read(chunk)
+                if again is None:
+                    raise
+                data = again
         raise AssertionError("unreachable")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -18,13 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 from sqlalchemy import Engine
 
+from firnline.arrays import instants
 from firnline.cache import jobs, products, store
 from firnline.cache.composite import Composite, Period, composite, overlap, periods, speed
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
-from firnline.cache.sources import find_cubes, instants, open_cube
+from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
 from firnline.cache.strain import FIELDS, SCALE_CONVENTION, radius_for, strain_rates
 from firnline.errors import JobDismissedError, JobLostError, SourceMissingError
 from firnline.settings import Settings
@@ -76,8 +78,13 @@ class Pulse(Protocol):
         """Raise JobDismissedError or JobLostError when the job is no longer this worker's."""
 
 
-def plan_request(engine: Engine, settings: Settings, request: Request) -> Plan:
+def plan_request(
+    engine: Engine, settings: Settings, request: Request, *, only_plan: bool = False
+) -> Plan:
     """Plan a request: reads the cubes' metadata and 1-D arrays, fetches no velocity.
+
+    A plan that is not carried out (`only_plan`) comes from the index of pairs, without the
+    network, where all of its cubes are in it.
 
     Raises
     ------
@@ -85,12 +92,11 @@ def plan_request(engine: Engine, settings: Settings, request: Request) -> Plan:
     """
     crs = choose_crs(request, find_cubes(engine, request))
     chosen = by_coverage(request, find_cubes(engine, request, window=crs))
-    requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open")
-    with requests, ThreadPoolExecutor(4, thread_name_prefix="cube") as openers:
-        sources = [Source(cube.href, allowed=settings.allowed_sources) for cube in chosen]
-        cubes = list(
-            openers.map(lambda cube, source: open_cube(cube, source, requests), chosen, sources)
-        )
+    cubes = None
+    if only_plan:
+        cubes = indexed_cubes(engine, request, chosen, settings.allowed_sources)
+    if cubes is None:
+        cubes = _open_cubes(settings, chosen)
     return make_plan(
         request,
         crs,
@@ -98,6 +104,15 @@ def plan_request(engine: Engine, settings: Settings, request: Request) -> Plan:
         memory_limit=settings.memory_limit,
         max_bytes=settings.max_job_bytes,
     )
+
+
+def _open_cubes(settings: Settings, chosen: Sequence[CubeItem]) -> list[OpenCube]:
+    requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open")
+    with requests, ThreadPoolExecutor(4, thread_name_prefix="cube") as openers:
+        sources = [Source(cube.href, allowed=settings.allowed_sources) for cube in chosen]
+        return list(
+            openers.map(lambda cube, source: open_cube(cube, source, requests), chosen, sources)
+        )
 
 
 def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:

@@ -200,6 +200,7 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """What the materialisation would take: for people and for ``--dry-run``."""
+        indexed = [cube.read_at for cube in self.cubes if cube.read_at is not None]
         decoded = sum(
             math.prod(array.chunks) * array.dtype.itemsize
             for cube, key in self.uses
@@ -220,6 +221,7 @@ class Plan:
             "source_chunks": len(self.uses),
             "source_bytes_decoded": decoded,
             "output_bytes_uncompressed": self.output_bytes,
+            **({"index_of": min(indexed).isoformat()} if indexed else {}),
         }
 
 

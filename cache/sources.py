@@ -6,35 +6,36 @@ Only metadata and 1-D arrays are read here; the velocity chunks are ``firnline.c
 from __future__ import annotations
 
 import json
-import math
-import mmap
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import shapely
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
-from sqlalchemy import Boolean, Engine, func, literal, select
+from sqlalchemy import Boolean, Connection, Engine, func, literal, select
 
+from firnline.arrays import basenames, instants, read_array
 from firnline.cache.request import Request
 from firnline.crs import parse_crs
-from firnline.cube import Array, Cube, read_cube
+from firnline.cube import Cube, parse_cube, read_cube
 from firnline.database import reading
 from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
 from firnline.footprint import footprint
+from firnline.pairs import PairFilter, read_pairs
 from firnline.source import Source
 from firnline.tables import LIVING, Footprint, items
+from firnline.tables import cubes as cubes_table
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
+_DAYS = "days since 1970-01-01"
 # Without these a pair has no place in time, or no identity: their absence is damage, not 'no data'.
 _NEEDED = ("granule_url", "acquisition_date_img1", "acquisition_date_img2")
-_LARGE = 1 << 22  # bytes of a chunk
-_one_large = threading.Lock()  # of several cubes' granule URLs, one is decoded at a time
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class OpenCube:
     mid_date: Raw
     granule: Raw
     per_pair: Mapping[str, Raw]
+    read_at: datetime | None = None
+    """When the catalog's index read it; None: read for this plan."""
 
     @property
     def pairs(self) -> int:
@@ -128,6 +131,63 @@ def _cube_item(content: Mapping[str, Any]) -> CubeItem:
     )
 
 
+def indexed_cubes(
+    engine: Engine, request: Request, chosen: Sequence[CubeItem], allowed: Sequence[str]
+) -> list[OpenCube] | None:
+    """The cubes from the index of pairs, without the network; None unless all of them are in it.
+
+    Enough to plan with, not to materialise: of the pairs that the request does not want there is
+    only the number, and of the others only what its filters look at.
+    """
+    where = PairFilter(*request.interval, request.satellites, request.dt_days)
+    with reading(engine) as connection:
+        rows = {
+            row.id: row
+            for row in connection.execute(
+                select(cubes_table).where(cubes_table.c.id.in_([cube.id for cube in chosen]))
+            )
+        }
+        if any(cube.id not in rows or rows[cube.id].url != cube.href for cube in chosen):
+            return None
+        return [
+            _indexed_cube(connection, rows[cube.id], Source(cube.href, allowed=allowed), where)
+            for cube in chosen
+        ]
+
+
+def _indexed_cube(connection: Connection, row: Any, source: Source, where: PairFilter) -> OpenCube:
+    layout = parse_cube(row.url, zlib.decompress(row.layout), row.etag)
+    properties = json.loads(row.facts)["properties"]
+    step_x, _, left, _, step_y, top = properties["proj:transform"]
+    height, width = properties["proj:shape"]
+    blocks = [block.pairs for block in read_pairs(connection, row.id, where)]
+    at = np.concatenate([np.empty(0, "i4"), *(pairs.position for pairs in blocks)])
+
+    def column(name: str, blank: Raw) -> Raw:
+        parts = [getattr(pairs, name) for pairs in blocks]
+        values = np.full(layout.pairs, blank, np.result_type(blank, *parts))
+        if parts:
+            values[at] = np.concatenate(parts)
+        return values
+
+    per_pair = {"date_dt": column("dt_days", np.array(np.nan, "f4"))}
+    for image in ("1", "2"):
+        names = column(f"satellite_{image}", np.array("", "U1"))
+        per_pair[f"mission_img{image}"] = names.astype("U1")
+        per_pair[f"satellite_img{image}"] = np.array([name[1:] for name in names.tolist()], "U")
+    return OpenCube(
+        id=row.id,
+        source=source,
+        layout=layout,
+        x=left + step_x * (np.arange(width) + 0.5),
+        y=top + step_y * (np.arange(height) + 0.5),
+        mid_date=column("mid_date", np.array("NaT", "M8[us]")),
+        granule=column("granule", np.array(b"", "S1")),
+        per_pair=per_pair,
+        read_at=row.read_at,
+    )
+
+
 def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     """Read a cube's metadata, coordinates and 1-D variables, its requests on `executor`.
 
@@ -142,7 +202,7 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     reads: dict[str, Callable[[], Raw]] = {}
     for name, array in layout.arrays.items():
         if name in ("x", "y", time) or array.dims == (time,):
-            reduce = _basenames if name == "granule_url" else None
+            reduce = basenames if name == "granule_url" else None
             needed = name in ("x", "y", time, *_NEEDED)
             reads[name] = read_array(source, array, executor, reduce, needed=needed)
     read = {name: result() for name, result in reads.items()}
@@ -152,119 +212,40 @@ def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
     granule = read.pop("granule_url", None)
     if granule is None:
         raise SourceMissingError(f"{source.url} has no granule_url, by which pairs are told apart")
+    mid_date = instants(read.pop(time), layout.arrays[time])
+    layout = _in_days(layout, read)
     return OpenCube(
         id=item.id,
         source=source,
         layout=layout,
         x=read.pop("x"),
         y=read.pop("y"),
-        mid_date=instants(read.pop(time), layout.arrays[time]),
+        mid_date=mid_date,
         granule=granule,
         per_pair=read,
     )
 
 
-def read_array(
-    source: Source,
-    array: Array,
-    executor: Executor,
-    reduce: Callable[[Raw], Raw] | None = None,
-    *,
-    needed: bool = False,
-) -> Callable[[], Raw]:
-    """Start to read a whole 0-D, 1-D or 2-D array; the returned function waits for it.
+def _in_days(layout: Cube, read: dict[str, Raw]) -> Cube:
+    """Bring the dates of the pairs to days since 1970, which cubes of version 2 have.
 
-    A chunk that the source does not have is the array's missing value, or an error where the
-    array is `needed`. `reduce` makes each 1-D chunk smaller as it comes, since a cube's granule
-    URLs take 4 kB a pair.
+    Cubes of both generations make one store, and its dates have one unit. Changes `read`.
     """
-
-    def chunk(index: tuple[int, ...]) -> Raw:
-        shape = tuple(
-            min(size, array.shape[d] - index[d] * size) for d, size in enumerate(array.chunks)
+    arrays = dict(layout.arrays)
+    for name, values in read.items():
+        array = arrays[name]
+        units = str(array.attributes.get("units", ""))
+        if array.dtype.kind != "M" and (" since " not in units or units == _DAYS):
+            continue
+        microseconds = instants(values, array).astype("i8")
+        days = microseconds / 86_400_000_000
+        days[microseconds == np.iinfo("i8").min] = np.nan
+        read[name] = days
+        attributes = {k: v for k, v in array.attributes.items() if k in ("description", "calendar")}
+        arrays[name] = replace(
+            array,
+            dtype=days.dtype,
+            fill_value="NaN",
+            attributes={**attributes, "units": _DAYS},
         )
-        try:
-            data = source.get(array.key(index)).data
-        except SourceMissingError:
-            if needed:
-                raise SourceCorruptError(
-                    f"{source.url} has metadata, but no {array.key(index)}"
-                ) from None
-            return np.full(shape, array.missing)
-        if math.prod(array.chunks) * array.dtype.itemsize < _LARGE:
-            return reduced(array.decode(data)[tuple(slice(n) for n in shape)])
-        with _one_large:
-            return reduced(array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)])
-
-    def reduced(values: Raw) -> Raw:
-        return values.copy() if reduce is None else reduce(values)
-
-    futures: dict[tuple[int, ...], Future[Raw]] = {
-        index: executor.submit(chunk, index) for index in np.ndindex(*array.chunk_counts)
-    }
-
-    def result() -> Raw:
-        parts = {index: future.result() for index, future in futures.items()}
-        if len(parts) == 1:
-            return parts[next(iter(parts))]
-        if len(array.dims) == 1:
-            return np.concatenate([parts[index] for index in sorted(parts)])
-        whole = np.empty(array.shape, array.dtype)
-        for index, part in parts.items():
-            corner = [i * n for i, n in zip(index, array.chunks, strict=True)]
-            whole[tuple(slice(c, c + n) for c, n in zip(corner, part.shape, strict=True))] = part
-        return whole
-
-    return result
-
-
-def _aside(array: Array) -> Raw:
-    """Memory for a large chunk that is given back to the system at once when it's dropped.
-
-    The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
-    in the memory of a small job.
-    """
-    size = math.prod(array.chunks) * array.dtype.itemsize
-    return np.frombuffer(mmap.mmap(-1, size), array.dtype)
-
-
-def _basenames(urls: Raw) -> Raw:
-    """Last part of each URL as UTF-8 bytes, in as narrow a type as fits them."""
-    block = 4096  # rows: fixed-width URLs are 4 kB each, so few at a time are made Python strings
-    names = [
-        np.array([url.rsplit("/", 1)[-1].encode() for url in urls[first : first + block].tolist()])
-        for first in range(0, len(urls), block)
-    ]
-    return np.concatenate(names) if names else np.empty(0, "S1")
-
-
-def instants(values: Raw, array: Array) -> Raw:
-    """`datetime64[us]` of a CF time axis in days, seconds or smaller units since an epoch.
-
-    Microseconds are what the axis carries: ITS_LIVE sets the YYMMDD of the first image as the
-    microseconds of each mid-date; as float64 days they come with noise below that.
-    """
-    unit, _, epoch = str(array.attributes.get("units", "")).partition(" since ")
-    per_unit = {
-        "days": 86_400_000_000,
-        "seconds": 1_000_000,
-        "milliseconds": 1_000,
-        "microseconds": 1,
-        "nanoseconds": 1e-3,
-    }
-    try:
-        start = np.datetime64(epoch.strip().removesuffix("Z"), "us")
-        scale = per_unit[unit.strip()]
-    except (KeyError, ValueError):
-        raise SourceCorruptError(
-            f"{array.name} has units {array.attributes.get('units')!r}; "
-            f"understood: {', '.join(per_unit)} since a date"
-        ) from None
-    known = np.isfinite(values)
-    values = np.where(known, values, 0)
-    whole = values if values.dtype.kind in "iu" else np.floor(values)
-    # days and their fraction apart, so that neither loses its last digits
-    microseconds = whole.astype("i8") * scale + np.rint((values - whole) * scale)
-    instants = start + microseconds.astype("i8").astype("m8[us]")
-    instants[~known] = np.datetime64("NaT")
-    return instants
+    return replace(layout, arrays=arrays)

@@ -83,7 +83,11 @@ def harvest(
         bool, typer.Option(help="Make the mosaics' items from their URL templates as well.")
     ] = True,
     deep: Annotated[
-        bool, typer.Option(help="Also look at the files themselves: which mosaics exist.")
+        bool,
+        typer.Option(
+            help="Also look at the files themselves: which mosaics exist, and each cube's own "
+            "metadata and image pairs."
+        ),
     ] = False,
     force: Annotated[
         bool,
@@ -96,6 +100,7 @@ def harvest(
     as_json: Json = False,
 ) -> None:
     """Harvest the catalog of datacubes, and the mosaics, into the database."""
+    from firnline.indexer.cubes import deepen
     from firnline.indexer.harvest import harvest as run
 
     settings = _settings()
@@ -111,10 +116,11 @@ def harvest(
             dry_run=dry_run,
             progress=progress,
         )
+        deeper = deepen(engine, settings, progress) if deep and not dry_run else None
     if as_json:
-        _print_json(report.to_dict())
+        _print_json(report.to_dict() | ({} if deeper is None else {"deep_read": deeper.to_dict()}))
         return
-    for line in report.lines():
+    for line in report.lines() + ([] if deeper is None else deeper.lines()):
         out.print(line, markup=False)
 
 
@@ -177,7 +183,7 @@ def materialise(
     engine = _database(settings)
     if dry_run:
         check(engine, request)
-        summary = plan_request(engine, settings, request).summary()
+        summary = plan_request(engine, settings, request, only_plan=True).summary()
         if as_json:
             _print_json(summary)
         else:

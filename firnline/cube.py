@@ -1,13 +1,16 @@
 """A cube as it lies on its source: arrays, chunks, codecs, read from the consolidated metadata.
 
-Zarr v2 as ITS_LIVE writes it. Sizes that the metadata declares are checked before anything is
-allocated, since a chunk is decoded into memory of the declared size. Nothing about a cube is
-assumed: dimension names, widths and chunks are what its own metadata says.
+Both generations: Zarr v2 as ITS_LIVE writes it today (``.zmetadata``), and Zarr v3 in shards as
+its next version will be (consolidated in ``zarr.json``). Sizes that the metadata declares are
+checked before anything is allocated, since a chunk is decoded into memory of the declared size.
+Nothing about a cube is assumed: dimension names, widths and chunks are what its own metadata says.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,15 +18,19 @@ from math import ceil, prod
 from typing import Any
 
 import blosc2
+import google_crc32c
 import numpy as np
+from numcodecs import VLenUTF8
 from numcodecs.registry import get_codec
 
 from firnline.errors import SourceCorruptError, SourceMissingError
-from firnline.source import Source
+from firnline.source import Blob, Source
 
 blosc2.set_releasegil(True)  # chunks are decoded in threads
 
 _LARGEST_CHUNK = 2 << 30
+_LATER = "/timeseries/"
+"""Part of the addresses of ITS_LIVE's cubes from version 2.2 on, which are Zarr v3."""
 _MOST_CHUNKS = 10_000_000
 # The registry of numcodecs also has codecs that run what they decode, such as pickle.
 _CODECS = ("blosc", "gzip", "lz4", "zlib", "zstd")
@@ -31,10 +38,25 @@ MISSING = -32767  # of the int16 velocity variables (ITS_LIVE datacube format)
 
 
 @dataclass(frozen=True)
+class Shards:
+    """How chunks lie in shards (Zarr codec ``sharding_indexed`` 1.0).
+
+    ``shape`` is that of a shard; its index stands at the shard's end or else at its beginning, and
+    is followed by a CRC-32C or not.
+    """
+
+    shape: tuple[int, ...]
+    at_end: bool = True
+    checked: bool = True
+
+
+@dataclass(frozen=True)
 class Array:
     """One array of a cube: what is needed to name its chunks and to decode them.
 
-    ``shape`` and ``chunks`` follow ``dims``; ``attributes`` are as stored, not CF-decoded.
+    ``shape`` and ``chunks`` follow ``dims``; ``attributes`` are as stored, not CF-decoded. In an
+    array with ``shards``, several chunks make one object. A chunk that is ``checked`` ends with a
+    CRC-32C.
     """
 
     name: str
@@ -46,6 +68,9 @@ class Array:
     compressor: Mapping[str, Any] | None
     separator: str = "."
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    shards: Shards | None = None
+    checked: bool = False
 
     @cached_property
     def _codec(self) -> Any:
@@ -87,8 +112,25 @@ class Array:
         )
 
     def key(self, index: tuple[int, ...]) -> str:
-        """Path of a chunk below the cube's root."""
-        return f"{self.name}/{self.separator.join(map(str, index)) if index else '0'}"
+        """Name of a chunk below the cube's root: its object's path, and its place in a shard."""
+        path, number = self.locate(index)
+        return path if number is None else f"{path}#{number}"
+
+    def locate(self, index: tuple[int, ...]) -> tuple[str, int | None]:
+        """Path of the object that holds a chunk, and the chunk's number in the shard's index.
+
+        The number is None where the object is the chunk.
+        """
+        if self.shards is None:
+            return self._path(index), None
+        each = [s // c for s, c in zip(self.shards.shape, self.chunks, strict=True)]
+        outer = tuple(i // n for i, n in zip(index, each, strict=True))
+        inner = tuple(i % n for i, n in zip(index, each, strict=True))
+        return self._path(outer), int(np.ravel_multi_index(inner, each)) if each else 0
+
+    def _path(self, index: tuple[int, ...]) -> str:
+        words = [*([self.prefix] if self.prefix else []), *map(str, index)]
+        return f"{self.name}/{self.separator.join(words) or '0'}"
 
     def decode(
         self, data: Any, out: np.ndarray[Any, np.dtype[Any]] | None = None
@@ -103,7 +145,12 @@ class Array:
             The bytes don't decode, or not to the size that the metadata declares.
         """
         view = memoryview(data).cast("B")
+        if self.checked:
+            view = unchecked(view, f"a chunk of {self.name}")
         try:
+            if self.dtype.kind == "O":
+                text = view if self._codec is None else self._codec.decode(view)
+                return np.asarray(VLenUTF8().decode(text)).reshape(self.chunks)
             if self.compressor is not None and self.compressor.get("id") == "blosc":
                 return self._decode_blosc(view, out)
             # not into `out`: these codecs don't tell when it isn't filled
@@ -142,6 +189,7 @@ class Cube:
     etag: str | None
     arrays: Mapping[str, Array]
     attributes: Mapping[str, Any]
+    zarr_format: int = 2
 
     @property
     def time(self) -> str:
@@ -168,25 +216,87 @@ class Cube:
             raise SourceMissingError(f"{self.url} has no variable {name!r}; it has {has}") from None
 
 
+def unchecked(view: memoryview, what: str) -> memoryview:
+    """Bytes without the CRC-32C that they end with.
+
+    Raises
+    ------
+    SourceCorruptError
+        It is not theirs.
+    """
+    body, told = view[:-4], bytes(view[-4:])
+    if len(told) < 4 or google_crc32c.value(bytes(body)).to_bytes(4, "little") != told:
+        raise SourceCorruptError(f"{what} does not have the checksum that it tells")
+    return body
+
+
 def read_cube(source: Source) -> Cube:
-    """Read the consolidated metadata of a Zarr v2 cube: one request.
+    """Read the consolidated metadata of a cube: one request.
 
     Raises
     ------
     SourceMissingError
-        There is no ``.zmetadata`` at this place.
+        There is no cube at this place.
     SourceCorruptError
         The metadata can't be understood, or declares impossible sizes.
     """
-    blob = source.get(".zmetadata")
+    blob = read_metadata(source)
+    assert blob is not None  # it is, where no ETag is given
+    return parse_cube(source.url, bytes(blob.data), blob.etag)
+
+
+def read_metadata(source: Source, etag: str | None = None) -> Blob | None:
+    """The consolidated metadata of a cube as it lies there; None where it still has this ETag.
+
+    One request where the generation is the one that the cube's address lets expect, else two.
+
+    Raises
+    ------
+    SourceMissingError
+        There is no cube at this place.
+    """
+    names = [".zmetadata", "zarr.json"]
+    if _LATER in source.url:
+        names.reverse()
     try:
-        metadata = json.loads(bytes(blob.data))["metadata"]
-        arrays = {
-            key.removesuffix("/.zarray"): _array(key.removesuffix("/.zarray"), metadata)
-            for key in metadata
-            if key.endswith("/.zarray")
-        }
-        cube = Cube(source.url, blob.etag, arrays, metadata.get(".zattrs", {}))
+        return source.get_changed(names[0], etag)
+    except SourceMissingError:
+        try:
+            return source.get_changed(names[1], etag)
+        except SourceMissingError:
+            raise SourceMissingError(
+                f"{source.url} does not exist, or has no consolidated metadata"
+            ) from None
+
+
+def parse_cube(url: str, metadata: bytes, etag: str | None) -> Cube:
+    """The layout that consolidated metadata tells, of either generation.
+
+    Raises
+    ------
+    SourceCorruptError
+        The metadata can't be understood, or declares impossible sizes.
+    """
+    try:
+        document = json.loads(metadata)
+        zarr_format = document.get("zarr_format", 2)
+        if zarr_format == 3:
+            contents = document["consolidated_metadata"]["metadata"]
+            arrays = {
+                name: _array_v3(name, meta)
+                for name, meta in contents.items()
+                if meta["node_type"] == "array"
+            }
+            attributes = document.get("attributes", {})
+        else:
+            contents = document["metadata"]
+            arrays = {
+                key.removesuffix("/.zarray"): _array(key.removesuffix("/.zarray"), contents)
+                for key in contents
+                if key.endswith("/.zarray")
+            }
+            attributes = contents.get(".zattrs", {})
+        cube = Cube(url, etag, arrays, attributes, zarr_format)
         _check(cube)
     except (
         ArithmeticError,
@@ -198,7 +308,7 @@ def read_cube(source: Source) -> Cube:
         ValueError,
     ) as error:
         raise SourceCorruptError(
-            f"{source.url}/.zmetadata is not the metadata of a Zarr v2 cube: {error!r}"
+            f"{url} has no metadata of a Zarr v2 or v3 cube: {error!r}"
         ) from error
     return cube
 
@@ -208,8 +318,6 @@ def _array(name: str, metadata: Mapping[str, Any]) -> Array:
     attributes = dict(metadata.get(f"{name}/.zattrs", {}))
     if meta["zarr_format"] != 2 or meta.get("filters") or meta.get("order", "C") != "C":
         raise ValueError(f"{name}: only Zarr v2 in C order without filters is understood")
-    if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
-        raise ValueError(f"{name!r} is no name of an array")
     compressor = meta["compressor"]
     if compressor is not None and compressor["id"] not in _CODECS:
         raise ValueError(f"{name}: the compressor {compressor['id']!r} is not understood")
@@ -224,6 +332,95 @@ def _array(name: str, metadata: Mapping[str, Any]) -> Array:
         separator=meta.get("dimension_separator", "."),
         attributes=attributes,
     )
+    _check_array(array)
+    return array
+
+
+def _array_v3(name: str, meta: Mapping[str, Any]) -> Array:
+    """An array of a Zarr v3 group.
+
+    Of the codecs, those are understood that xarray and zarr-python write by themselves.
+    """
+    shape = tuple(int(n) for n in meta["shape"])
+    if meta["chunk_grid"]["name"] != "regular":
+        raise ValueError(f"{name}: only regular chunks are understood")
+    chunks = tuple(int(n) for n in meta["chunk_grid"]["configuration"]["chunk_shape"])
+    codecs, shards = meta["codecs"], None
+    if codecs[0]["name"] == "sharding_indexed":
+        if len(codecs) > 1:
+            raise ValueError(f"{name}: codecs around shards are not understood")
+        outer = codecs[0]["configuration"]
+        index = [codec["name"] for codec in outer["index_codecs"]]
+        if index[0] != "bytes" or index[1:] not in ([], ["crc32c"]):
+            raise ValueError(f"{name}: a shard's index in {index} is not understood")
+        shards = Shards(chunks, outer.get("index_location", "end") == "end", len(index) == 2)
+        chunks = tuple(int(n) for n in outer["chunk_shape"])
+        codecs = outer["codecs"]
+        if any(n < 1 for n in chunks) or any(
+            s % c for s, c in zip(shards.shape, chunks, strict=True)
+        ):
+            raise ValueError(f"{name}: shards of {shards.shape} don't hold chunks of {chunks}")
+    dtype = _dtype_v3(meta["data_type"])
+    serializer, *rest = codecs
+    if serializer["name"] != ("vlen-utf8" if dtype.kind == "O" else "bytes"):
+        raise ValueError(f"{name}: the codec {serializer['name']} is not understood")
+    if serializer.get("configuration", {}).get("endian") == "big":
+        dtype = dtype.newbyteorder(">")
+    checked = bool(rest) and rest[-1]["name"] == "crc32c"
+    packed = [_compressor_v3(codec) for codec in (rest[:-1] if checked else rest)]
+    if len(packed) > 1:
+        raise ValueError(f"{name}: more than one compressor is not understood")
+    encoding = meta["chunk_key_encoding"]
+    default = encoding["name"] == "default"
+    attributes = dict(meta.get("attributes", {}))
+    if isinstance(attributes.get("_FillValue"), str) and dtype.kind == "f":
+        # xarray writes it as the base64 of a double
+        (attributes["_FillValue"],) = struct.unpack(
+            "<d", base64.b64decode(attributes["_FillValue"])
+        )
+    array = Array(
+        name=name,
+        dims=tuple(meta.get("dimension_names") or ()),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=meta["fill_value"],
+        compressor=packed[0] if packed else None,
+        separator=encoding.get("configuration", {}).get("separator", "/" if default else "."),
+        attributes=attributes,
+        prefix="c" if default else "",
+        shards=shards,
+        checked=checked,
+    )
+    _check_array(array)
+    return array
+
+
+def _dtype_v3(told: Any) -> np.dtype[Any]:
+    name, about = (told, {}) if isinstance(told, str) else (told["name"], told["configuration"])
+    if name == "string":
+        return np.dtype(object)
+    if name == "fixed_length_utf32":
+        return np.dtype(f"<U{int(about['length_bytes']) // 4}")
+    if name == "numpy.datetime64":
+        return np.dtype(f"<M8[{int(about['scale_factor'])}{about['unit']}]")
+    dtype = np.dtype(name)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"the data type {name} is not understood")
+    return dtype.newbyteorder("<")
+
+
+def _compressor_v3(codec: Mapping[str, Any]) -> dict[str, Any]:
+    """The codec as numcodecs takes it, for decoding."""
+    if codec["name"] not in ("blosc", "gzip", "zstd"):
+        raise ValueError(f"the codec {codec['name']} is not understood")
+    return {"id": codec["name"]}
+
+
+def _check_array(array: Array) -> None:
+    name = array.name
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
+        raise ValueError(f"{name!r} is no name of an array")
     _ = array._codec  # its parameters may be nonsense as well
     if array.separator not in (".", "/"):
         raise ValueError(f"{name}: {array.separator!r} separates no chunk keys")
@@ -237,7 +434,6 @@ def _array(name: str, metadata: Mapping[str, Any]) -> Array:
         raise ValueError(f"{name}: a chunk of {array.chunks} is beyond {_LARGEST_CHUNK} bytes")
     if prod(array.chunk_counts) > _MOST_CHUNKS:
         raise ValueError(f"{name}: {array.shape} in chunks of {array.chunks} is beyond belief")
-    return array
 
 
 def _dtype(name: object) -> np.dtype[Any]:

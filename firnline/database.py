@@ -37,6 +37,7 @@ from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
     LIVING,
     collections,
+    cubes,
     harvests,
     items,
     items_rtree,
@@ -346,6 +347,11 @@ def put_subset(connection: Connection, **values: Any) -> None:
     now = datetime.now(UTC)
     row = {"stale": False, "created": now, "last_used": now} | values
     _upsert(connection, subsets, [row], ["id"])
+
+
+def put_cube(connection: Connection, **values: Any) -> None:
+    """Insert or replace what a deep read found in a cube."""
+    _upsert(connection, cubes, [{"read_at": datetime.now(UTC)} | values], ["id"])
 
 
 def is_empty(engine: Engine) -> bool:

@@ -48,7 +48,7 @@ def run(
 
     _clear(folder)
     with MirrorServer(folder / "mirror") as server:
-        mirror = write_mirror(folder / "mirror", server.url)
+        mirror = write_mirror(folder / "mirror", server.url, generation_22=True)
         say(f"1. A SYNTHETIC ITS_LIVE (no measurements): {len(mirror.cubes)} cubes and "
             f"mosaics of {mirror.region}, served at {server.url}")  # fmt: skip
         settings = demo_settings(folder, mirror)

@@ -47,6 +47,11 @@ FIRST_YEAR = 1982
 OPEN_KWARGS: dict[str, Any] = {"engine": "zarr", "chunks": {}, "consolidated": True}
 """How xarray opens a cube. Without consolidated metadata a cube opened over http is empty."""
 
+DT_EDGES = (0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 546)
+"""Days: bin n of ``itslive:dt_histogram`` is from edge n to below the next; the last is open."""
+
+_SHARDED = (2, 2)
+"""Version from which on cubes are Zarr v3 with the dimension ``time`` (the producers' code)."""
 _NAME = re.compile(r"_EPSG(\d+)_G(\d+)_X(-?\d+)_Y(-?\d+)$")
 _GENERATION = re.compile(r"/(?:datacubes|timeseries)/v0*(\d+(?:\.\d+)*)")
 
@@ -136,6 +141,9 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
     """
     start = f"{FIRST_YEAR}-01-01T00:00:00Z"
     end = f"{last_year}-12-31T23:59:59Z"
+    generation = _GENERATION.search(record.url)
+    later = generation is not None and _number(generation[1]) >= _SHARDED
+    time = "time" if later else "mid_date"
     properties: dict[str, Any] = {
         "datetime": None,
         "start_datetime": start,
@@ -144,11 +152,11 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         "itslive:temporal_extent": "nominal",
         "proj:code": f"EPSG:{record.epsg}",
         "cube:dimensions": {
-            "mid_date": {"type": "temporal", "extent": [start, end]},
+            time: {"type": "temporal", "extent": [start, end]},
         },
-        "cube:variables": CUBE_VARIABLES,
+        "cube:variables": _renamed(CUBE_VARIABLES, "mid_date", time),
     }
-    if generation := _GENERATION.search(record.url):
+    if generation is not None:
         properties["version"] = generation[1]
     for key, value in (
         ("itslive:granule_count", record.granule_count),
@@ -182,7 +190,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         "type": ZARR,
         "title": "Image-pair velocities (Zarr)",
         "roles": ["data"],
-        "xarray:open_kwargs": OPEN_KWARGS,
+        "xarray:open_kwargs": {**OPEN_KWARGS, "zarr_format": 3} if later else OPEN_KWARGS,
     }
     assets = {"zarr": asset}
     if record.composite_url is not None:
@@ -195,6 +203,20 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         }
     extensions = [PROJECTION, DATACUBE, VERSION, XARRAY]
     return _item(CUBES, record.id, record.footprint, properties, assets, extensions)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _renamed(variables: dict[str, Any], dimension: str, name: str) -> dict[str, Any]:
+    """The variables with a dimension called otherwise."""
+    if dimension == name:
+        return variables
+    return {
+        key: {**about, "dimensions": [name if d == dimension else d for d in about["dimensions"]]}
+        for key, about in variables.items()
+    }
 
 
 def mosaic_item(record: MosaicRecord) -> dict[str, Any]:

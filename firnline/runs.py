@@ -90,11 +90,11 @@ def _reports(engine: Engine) -> Iterator[dict[str, Any]]:
     """Reports of the runs that did not fail, the newest first."""
     chosen = select(harvests.c.report).where(harvests.c.report.is_not(None))
     with reading(engine) as connection:
-        rows = connection.execution_options(yield_per=10).scalars(
-            chosen.order_by(harvests.c.id.desc())
-        )
-        for report in rows:
-            yield json.loads(report or "{}")
+        newest = chosen.order_by(harvests.c.id.desc())
+        # closed here: whoever asks may stop at the first, and a cursor on the server stays open
+        with connection.execution_options(yield_per=10).scalars(newest) as rows:
+            for report in rows:
+                yield json.loads(report or "{}")
 
 
 def recent(engine: Engine, limit: int) -> list[dict[str, Any]]:

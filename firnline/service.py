@@ -22,6 +22,7 @@ from firnline.errors import (
     InputError,
     SourceUnreachableError,
 )
+from firnline.indexer.cubes import deepen
 from firnline.indexer.harvest import harvest
 from firnline.indexer.schedule import Schedule
 from firnline.settings import Settings
@@ -176,6 +177,7 @@ class Service:
         sources = self._settings.catalog_urls
         try:
             report = harvest(self._engine, self._settings, sources, deep=deep, progress=progress)
+            deeper = deepen(self._engine, self._settings, progress) if deep else None
         except (SourceUnreachableError, DatabaseError, ConflictError) as error:
             log.error("harvest failed; it's tried again", reason=str(error))
             return True
@@ -185,7 +187,7 @@ class Service:
         except Exception:
             log.exception("harvest failed by an error of firnline's own")
             return False
-        for line in report.lines():
+        for line in report.lines() + ([] if deeper is None else deeper.lines()):
             log.info(line)
         return False
 

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    NotModifiedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import HTTPStore, LocalStore, S3Store
 
 from firnline.errors import (
@@ -105,15 +110,52 @@ class Source:
         SourceCorruptError
             No object can have this name: whoever named it is wrong.
         """
+        return self._get(path)
+
+    def get_changed(self, path: str, etag: str | None) -> Blob | None:
+        """Read one object unless it is still the one with this ETag; None where it is.
+
+        One request either way (If-None-Match). Raises as :meth:`get`.
+        """
         try:
-            result = obstore.get(self._store, path)
+            return self._get(path, {} if etag is None else {"if_none_match": etag})
+        except NotModifiedError:
+            return None
+
+    def get_range(self, path: str, start: int, length: int) -> Blob:
+        """Read `length` bytes of an object from byte `start` on.
+
+        Raises as :meth:`get`, and
+
+        Raises
+        ------
+        SourceCorruptError
+            The object ends before that.
+        """
+        blob = self._get(path, {"range": (start, start + length)})
+        return self._checked(path, blob, length)
+
+    def get_suffix(self, path: str, length: int) -> Blob:
+        """Read the last `length` bytes of an object. Raises as :meth:`get_range`."""
+        return self._checked(path, self._get(path, {"range": {"suffix": length}}), length)
+
+    def _get(self, path: str, options: Any = None) -> Blob:
+        try:
+            result = obstore.get(self._store, path, options=options or None)
             return Blob(result.bytes(), result.meta["e_tag"])
         except FileNotFoundError:
             raise SourceMissingError(f"{self.url}/{path} does not exist") from None
+        except NotModifiedError:
+            raise
         except ValueError as error:
             raise SourceCorruptError(f"{self.url}: {path[:200]!r} names no object") from error
         except (BaseError, OSError) as error:
             raise SourceUnreachableError(f"{self.url}/{path}: {_reason(error)}") from error
+
+    def _checked(self, path: str, blob: Blob, length: int) -> Blob:
+        if memoryview(blob.data).nbytes != length:
+            raise SourceCorruptError(f"{self.url}/{path} is shorter than its index says")
+        return blob
 
 
 def _open_store(url: str) -> HTTPStore | S3Store | LocalStore:

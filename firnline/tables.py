@@ -173,6 +173,42 @@ items_rtree = Table(
     *(Column(name, Float) for name in ("west", "east", "south", "north", "start", "end")),
 )
 
+# What a deep read found in a cube itself, by the id of its item. No foreign key: it outlives an
+# item that a catalog loses for a while.
+cubes = Table(
+    "cubes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("url", Text, nullable=False),  # where it was read; another place is another cube
+    Column("etag", Text),  # of the consolidated metadata
+    Column("version", Integer, nullable=False),  # firnline.deep.VERSION of who read it
+    Column("facts", LargeBinary, nullable=False),  # JSON of firnline.deep.Facts
+    Column("pairs", Integer, nullable=False),  # image pairs in the table below
+    Column("read_at", Instant, nullable=False),
+    Column("layout", LargeBinary, nullable=False),  # its consolidated metadata, compressed
+)
+
+# The image pairs of the cubes, in blocks of columns: see firnline.pairs. The large columns come
+# last, since SQLite reads a row from its front.
+cube_pairs = Table(
+    "cube_pairs",
+    metadata,
+    Column("cube", Text, ForeignKey("cubes.id", ondelete="CASCADE"), primary_key=True),
+    Column("block", Integer, primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("first", Instant, nullable=False),  # mid-dates
+    Column("last", Instant, nullable=False),
+    Column("least_dt", Float, nullable=False),  # days; of the pairs that have one
+    Column("most_dt", Float, nullable=False),
+    Column("satellites", Text, nullable=False),  # JSON: what the codes stand for
+    Column("mid_date", LargeBinary, nullable=False),
+    Column("code", LargeBinary, nullable=False),
+    Column("dt", LargeBinary, nullable=False),
+    Column("position", LargeBinary, nullable=False),
+    Column("valid", LargeBinary, nullable=False),
+    Column("granule", LargeBinary, nullable=False),
+)
+
 harvests = Table(
     "harvests",
     metadata,

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, func, select
 from firnline import runs
 from firnline.collections import COLLECTIONS, Extent, collection
 from firnline.database import ItemRow, put_collections, put_items, reading, retire_items, writing
+from firnline.deep import Facts, deepened, stored_facts
 from firnline.document import Document, Validators, exist, read_document
 from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
 from firnline.indexer.catalog import Failure, read_catalog
@@ -38,10 +39,6 @@ Progress = Callable[[str, int, int], None]
 """Called with the phase (``read``, ``items``, ``check``, ``mosaics``, ``store``), how many are
 done, and of how many."""
 
-Deepen = Callable[[Sequence[CubeRecord], Iterable[dict[str, Any]]], Iterable[dict[str, Any]]]
-"""Called with all cubes and their items as the catalog makes them; gives the items to store, in
-the same order. It has to give in every harvest what it once knew, or items will change back."""
-
 _STRIDE = 500  # rows between two reports of progress
 _SUMMARISED = ("proj:code", "version", "rgi", "temporal_coverage_type", "itslive:region")
 
@@ -55,7 +52,6 @@ def harvest(
     deep: bool = False,
     force: bool = False,
     dry_run: bool = False,
-    deepen: Deepen | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Bring the database to what the catalogs at `locations` say.
@@ -83,8 +79,6 @@ def harvest(
         :data:`LARGEST_LOSS` of its cubes.
     dry_run
         Compare, and write nothing.
-    deepen
-        Adds to the items of the cubes, see :data:`Deepen`.
 
     Raises
     ------
@@ -113,7 +107,6 @@ def harvest(
             deep=deep,
             force=force,
             key=None if dry_run else runs.begin(engine, sources, started),
-            deepen=deepen or (lambda _, made: made),
             progress=progress or (lambda *_: None),
         )
         try:
@@ -138,7 +131,6 @@ class _Run:
     force: bool
     key: int | None
     """Of its row in the run log; None in a dry run."""
-    deepen: Deepen
     progress: Progress
 
     @property
@@ -195,7 +187,10 @@ def _harvest(run: _Run) -> Report:
         failures += [replace(failure, source=source) for failure in unusable]
         read += len(records)
 
-    rows = {CUBES: list(_counted(_cube_rows(run, found), len(found), "items", run.progress))}
+    with reading(run.engine) as connection:
+        facts = stored_facts(connection)
+    cube_rows = _cube_rows(found.values(), run.started.year, facts)
+    rows = {CUBES: list(_counted(cube_rows, len(found), "items", run.progress))}
     owners: dict[str, Sequence[str]] = {CUBES: run.sources}
     missing = 0
     if run.mosaics:
@@ -307,10 +302,13 @@ def _exists(run: _Run) -> Callable[[list[str]], list[bool]] | None:
     return lambda urls: [url in known for url in urls]
 
 
-def _cube_rows(run: _Run, found: Mapping[str, tuple[str, CubeRecord]]) -> Iterator[ItemRow]:
-    records = [record for _, record in found.values()]
-    made = (cube_item(record, last_year=run.started.year) for record in records)
-    for item, (source, record) in zip(run.deepen(records, made), found.values(), strict=True):
+def _cube_rows(
+    found: Iterable[tuple[str, CubeRecord]],
+    last_year: int,
+    facts: Mapping[str, tuple[str, Facts]],
+) -> Iterator[ItemRow]:
+    for source, record in found:
+        item = deepened(cube_item(record, last_year=last_year), facts)
         yield item_row(item, record.footprint, source)
 
 
@@ -422,11 +420,13 @@ def _write(connection: Connection, changes: Sequence[_Change], progress: Progres
             put_items(connection, batch)
             done += len(batch)
         retire_items(connection, change.collection, change.retired)
-        extent = _extent(connection, change.collection)
-        put_collections(
-            connection, [(change.collection, encode(collection(change.collection, extent)))]
-        )
+        put_extent(connection, change.collection)
     progress("store", total, total)
+
+
+def put_extent(connection: Connection, name: str) -> None:
+    """Bring a collection's extent and summaries to what its items are."""
+    put_collections(connection, [(name, encode(collection(name, _extent(connection, name))))])
 
 
 def _extent(connection: Connection, name: str) -> Extent | None:

@@ -6,8 +6,10 @@ included; the ice is :class:`firnline.indexer.flow.FlowField`, so every answer i
 says that it is synthetic.
 
 Which pixels of a cube are wanted decides what is written: :func:`write_mirror` makes four small
-adjacent cubes of EPSG:3413, one of EPSG:32622 over them, and the mosaics; :func:`write_scale_cubes`
-makes two cubes of the real size, of which only the chunks of one area exist on disk.
+adjacent cubes of EPSG:3413, one of EPSG:32622 over them, and the mosaics, and when asked a cube of
+the coming version 2.2 to the east of them (:mod:`firnline.indexer.sample_shards`);
+:func:`write_scale_cubes` makes two cubes of the real size, of which only the chunks of one area
+exist on disk.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from firnline.indexer.sample_cube import (
 )
 from firnline.indexer.sample_mosaics import REGION, write_mosaics
 from firnline.indexer.sample_pairs import PairMaker, Pairs, join
+from firnline.indexer.sample_shards import SIDE, write_sharded_cube
 from firnline.indexer.sample_zarr import SPACE_CHUNK
 
 CATALOG_PATH = "datacubes/catalog_v02.json"
@@ -46,6 +49,8 @@ CENTRE = (-170_000.0, -2_280_000.0)
 UTM = 32622
 ABSENT = ((2, 3), (2, 4))
 """Columns of chunks (row, column) that do not exist in the cube ``se``."""
+ABSENT_22 = ((4, 1), *((row, column) for row in range(8, 12) for column in range(4)))
+"""The same in the cube of version 2.2: one in a shard, and all of another shard."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class CubeRecord:
     """Basenames of the granules in the cube's order."""
     absent: tuple[tuple[int, int], ...] = ()
     """Chunk rows and columns whose 3-D chunks are missing on disk, on purpose."""
+    version: str = "2"
+    """``2`` or ``2.2``; chunks have 10 pixels a side in the former and 8 in the latter."""
 
     @property
     def pairs(self) -> int:
@@ -118,6 +125,7 @@ def write_mirror(
     missing: float = 0.7,
     cubes: Sequence[str] = CUBES,
     mosaics: bool = True,
+    generation_22: bool = False,
 ) -> Mirror:
     """Write the sample: catalog, cubes and mosaics.
 
@@ -144,6 +152,9 @@ def write_mirror(
         Which of ``nw, ne, sw, se, utm`` to write.
     mosaics : bool
         Whether to write the mosaics.
+    generation_22 : bool
+        Whether to write a cube of version 2.2 as well, which abuts ``ne`` and ``se`` to the east
+        of both and shares three eighths of its pairs with them.
 
     Returns
     -------
@@ -206,6 +217,20 @@ def write_mirror(
         )
         write_cube(root, specs[name], content, base_url)
         records.append(_record(specs[name], content.pairs, absent))
+    if generation_22:
+        side = SIDE * SPACING
+        spec = _spec(3413, (x + tile, y - side / 2, x + tile + side, y + side / 2), "2.2")
+        mixed = join([everywhere, maker.make(pairs - len(everywhere), "22W", spec.bounds)])
+        order = np.random.default_rng((seed, 11, len(CUBES))).permutation(len(mixed))
+        content = CubeContent(
+            pairs=mixed.take(order),
+            flow=flow,
+            noise=noise,
+            seed=(seed, len(CUBES)),
+            absent=frozenset(ABSENT_22),
+        )
+        write_sharded_cube(root, spec, content, base_url)
+        records.append(_record(spec, content.pairs, ABSENT_22, "2.2"))
     if mosaics:
         extent = _spec(3413, whole)
         write_mosaics(root, flow, extent.x, extent.y, YEARS)
@@ -300,7 +325,7 @@ def _check(pairs: int, missing: float, noise: float) -> None:
         raise InputError(f"noise must not be negative, not {noise}")
 
 
-def _spec(epsg: int, bounds: Bounds) -> CubeSpec:
+def _spec(epsg: int, bounds: Bounds, version: str = "2") -> CubeSpec:
     left, bottom, right, top = bounds
     x, y = (left + right) / 2, (bottom + top) / 2
     lon, lat = Transformer.from_crs(epsg, 4326, always_xy=True).transform(x, y)
@@ -310,10 +335,13 @@ def _spec(epsg: int, bounds: Bounds) -> CubeSpec:
         f"{'E' if lon >= 0 else 'W'}{int(abs(lon) / 10) * 10:03d}"
     )
     name = f"ITS_LIVE_vel_EPSG{epsg}_G0120_X{x:.0f}_Y{y:.0f}.zarr"
-    return CubeSpec(epsg, bounds, f"datacubes/v2/{folder}/{name}")
+    place = f"datacubes/v{version}/{folder}" if version == "2" else f"timeseries/v{version}"
+    return CubeSpec(epsg, bounds, f"{place}/{name}")
 
 
-def _record(spec: CubeSpec, pairs: Pairs, absent: tuple[tuple[int, int], ...]) -> CubeRecord:
+def _record(
+    spec: CubeSpec, pairs: Pairs, absent: tuple[tuple[int, int], ...], version: str = "2"
+) -> CubeRecord:
     return CubeRecord(
         name=Path(spec.path).stem,
         epsg=spec.epsg,
@@ -322,6 +350,7 @@ def _record(spec: CubeSpec, pairs: Pairs, absent: tuple[tuple[int, int], ...]) -
         shape=(len(pairs), len(spec.y), len(spec.x)),
         granules=tuple(str(g) for g in pairs.granule),
         absent=absent,
+        version=version,
     )
 
 
@@ -341,7 +370,9 @@ def _finish(
     catalog = root / CATALOG_PATH
     catalog.parent.mkdir(parents=True, exist_ok=True)
     features = [
-        _feature(_spec(record.epsg, record.bounds), base_url, record.pairs, coverage)
+        _feature(
+            _spec(record.epsg, record.bounds, record.version), base_url, record.pairs, coverage
+        )
         for record, coverage in zip(records, cycle((100.24, 99.1, 97.35, 88.02, 41.7)))
     ]
     # A tile that is planned and has no cube: to be skipped.

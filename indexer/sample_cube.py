@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,9 @@ _BLOCK = 3  # pixels along which the gaps of a pair don't change
 _EPOCH = 1970.0
 
 Bounds = tuple[float, float, float, float]
-_FLAGS: dict[str, Any] = {"flag_values": [0, 1], "grid_mapping": "mapping"}
-_SPEED: dict[str, Any] = {"units": "meter/year", "grid_mapping": "mapping"}
-_ATTRS: dict[str, dict[str, Any]] = {
+FLAGS: dict[str, Any] = {"flag_values": [0, 1], "grid_mapping": "mapping"}
+SPEED: dict[str, Any] = {"units": "meter/year", "grid_mapping": "mapping"}
+VARIABLE_ATTRIBUTES: dict[str, dict[str, Any]] = {
     "v": {"standard_name": "land_ice_surface_velocity", "description": "velocity magnitude"},
     "vx": {
         "standard_name": "land_ice_surface_x_velocity",
@@ -57,12 +57,27 @@ _ATTRS: dict[str, dict[str, Any]] = {
     "chip_size_height": {"units": "m", "description": "height of search template (chip)"},
     "chip_size_width": {"units": "m", "description": "width of search template (chip)"},
 }
-_TYPES = {
+TYPES = {
     "interp_mask": ("<u1", 0),
     "chip_size_height": ("<u2", 0),
     "chip_size_width": ("<u2", 0),
 }
 _DATES = {"units": "days since 1970-01-01", "calendar": "proleptic_gregorian"}
+
+
+class ArrayWriter(Protocol):
+    """What writes whole arrays, of whichever version of Zarr."""
+
+    def array(
+        self,
+        name: str,
+        data: npt.NDArray[Any],
+        dims: Sequence[str],
+        attrs: Mapping[str, Any],
+        fill_value: float | str | None = None,
+        chunks: Sequence[int] | None = None,
+    ) -> None:
+        """Declare an array and write all of it."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +181,12 @@ def write_cube(root: Path, spec: CubeSpec, content: CubeContent, base_url: str) 
     count = len(pairs)
     chunk = (min(count, TIME_CHUNK), SPACE_CHUNK, SPACE_CHUNK)
     for name in content.variables:
-        dtype, missing = _TYPES.get(name, ("<i2", int(MISSING)))
-        attrs = (_SPEED if dtype == "<i2" else _FLAGS) | _ATTRS[name] | {"missing_value": missing}
+        dtype, missing = TYPES.get(name, ("<i2", int(MISSING)))
+        attrs = (
+            (SPEED if dtype == "<i2" else FLAGS)
+            | VARIABLE_ATTRIBUTES[name]
+            | {"missing_value": missing}
+        )
         store.declare(
             name, (count, len(y), len(x)), chunk, dtype, ("mid_date", "y", "x"), attrs, None
         )
@@ -194,9 +213,9 @@ def write_cube(root: Path, spec: CubeSpec, content: CubeContent, base_url: str) 
         min(SPACE_CHUNK, len(y) - i * SPACE_CHUNK) * min(SPACE_CHUNK, len(x) - j * SPACE_CHUNK)
         for i, j in columns
     )
-    _write_scalars(store, pairs, 100.0 * seen / max(area, 1))
-    _write_ground(store, spec, x, y)
-    store.close(_attributes(spec, count, base_url))
+    write_scalars(store, pairs, 100.0 * seen / max(area, 1))
+    write_ground(store, spec, x, y)
+    store.close(cube_attributes(spec, count, base_url))
 
 
 def _write_column(
@@ -214,7 +233,7 @@ def _write_column(
     number = np.zeros(count, np.int64)
     for index, start in enumerate(range(0, count, TIME_CHUNK)):
         part = slice(start, start + TIME_CHUNK)
-        block = _observe(
+        block = observe(
             pairs, content, part, (x[cols], y[rows], vx0[rows, cols], vy0[rows, cols]), rng
         )
         valid = block.pop("valid")
@@ -229,13 +248,17 @@ def _write_column(
     return number
 
 
-def _observe(
+def observe(
     pairs: Pairs,
     content: CubeContent,
     part: slice,
     ground: tuple[npt.NDArray[np.float64], ...],
     rng: np.random.Generator,
 ) -> dict[str, npt.NDArray[Any]]:
+    """Variables ``(pair, y, x)`` of some pairs over some ground, and ``valid``, where they are.
+
+    `ground` is x, y and both components of the steady velocity.
+    """
     x, y, vx0, vy0 = ground
     year = _EPOCH + pairs.columns["mid_date"][part].astype(np.float64) / DAYS_PER_YEAR
     factor = content.flow.factor(year).astype(np.float32)[:, None, None]
@@ -283,7 +306,8 @@ def _gaps(
     return np.asarray(seen[:, inverse[1]][:, :, inverse[0]])
 
 
-def _write_scalars(store: StoreWriter, pairs: Pairs, coverage: npt.NDArray[np.float64]) -> None:
+def write_scalars(store: ArrayWriter, pairs: Pairs, coverage: npt.NDArray[np.float64]) -> None:
+    """Write the variables of the pairs; `coverage` is their share of the ground, in per cent."""
     chunk = (min(len(pairs), TIME_CHUNK_1D),)
     columns = pairs.columns | {"roi_valid_percentage": coverage.astype(np.float32)}
     for name, values in columns.items():
@@ -306,12 +330,13 @@ def _write_scalars(store: StoreWriter, pairs: Pairs, coverage: npt.NDArray[np.fl
         store.array(name, values, ("mid_date",), attrs, fill, chunk)
 
 
-def _write_ground(
-    store: StoreWriter,
+def write_ground(
+    store: ArrayWriter,
     spec: CubeSpec,
     x: npt.NDArray[np.float64],
     y: npt.NDArray[np.float64],
 ) -> None:
+    """Write coordinates, masks and the grid mapping."""
     for name, values in (("x", x), ("y", y)):
         attrs = {
             "standard_name": f"projection_{name}_coordinate",
@@ -323,9 +348,7 @@ def _write_ground(
     land[:2, :2] = 255  # the masks do not reach everywhere either
     for name, mask in (("landice", land), ("floatingice", np.where(land == 255, 255, 0))):
         words = {"standard_name": name, "flag_meanings": f"non-ice {name}"}
-        store.array(
-            name, mask.astype(np.uint8), ("y", "x"), _FLAGS | words | {"missing_value": 255}
-        )
+        store.array(name, mask.astype(np.uint8), ("y", "x"), FLAGS | words | {"missing_value": 255})
     crs = CRS.from_epsg(spec.epsg)
     half = SPACING / 2.0
     origin = f"{x[0] - half} {SPACING} 0 {y[0] + half} 0 {-SPACING}"
@@ -337,7 +360,8 @@ def _write_ground(
     store.array("mapping", np.array("", "<U1"), (), mapping)
 
 
-def _attributes(spec: CubeSpec, count: int, base_url: str) -> dict[str, Any]:
+def cube_attributes(spec: CubeSpec, count: int, base_url: str) -> dict[str, Any]:
+    """The attributes of a cube's group."""
     left, bottom, right, top = spec.bounds
     geographic = Transformer.from_crs(spec.epsg, 4326, always_xy=True)
     lon, lat = geographic.transform((left + right) / 2.0, (bottom + top) / 2.0)

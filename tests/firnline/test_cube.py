@@ -33,8 +33,8 @@ class FromMemory:
     def __init__(self, document: bytes) -> None:
         self.document = document
 
-    def get(self, path: str) -> Blob:
-        assert path == ".zmetadata"
+    def get_changed(self, path: str, etag: str | None) -> Blob:
+        assert (path, etag) == (".zmetadata", None)
         return Blob(self.document, '"etag"')
 
 
@@ -204,7 +204,7 @@ def test_lies_are_corrupt(path_and_value: tuple[str, Any]) -> None:
         document["metadata"]["x/.zattrs"] = {}
     with pytest.raises(SourceCorruptError) as caught:
         read(document)
-    assert str(caught.value).startswith(f"{FromMemory.url}/.zmetadata is not the metadata")
+    assert str(caught.value).startswith(f"{FromMemory.url} has no metadata of a Zarr")
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,140 @@
+"""Small arrays of a cube, read whole: coordinates, and what a cube keeps for each image pair.
+
+The velocity chunks are ``firnline.cache.fetch``'s, which reads them one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+
+from firnline.chunks import ChunkReader
+from firnline.cube import Array
+from firnline.errors import SourceCorruptError
+from firnline.source import Source
+
+Raw = np.ndarray[Any, np.dtype[Any]]
+
+_LARGE = 1 << 22  # bytes of a chunk
+_one_large = threading.Lock()  # of several cubes' granule URLs, one is decoded at a time
+
+
+def read_array(
+    source: Source,
+    array: Array,
+    executor: Executor,
+    reduce: Callable[[Raw], Raw] | None = None,
+    *,
+    needed: bool = False,
+) -> Callable[[], Raw]:
+    """Start to read a whole 0-D, 1-D or 2-D array; the returned function waits for it.
+
+    A chunk that the source does not have is the array's missing value, or an error where the
+    array is `needed`. `reduce` makes each 1-D chunk smaller as it comes, since a cube's granule
+    URLs take 4 kB a pair.
+    """
+
+    reader = ChunkReader(source)
+
+    def chunk(index: tuple[int, ...]) -> Raw:
+        shape = tuple(
+            min(size, array.shape[d] - index[d] * size) for d, size in enumerate(array.chunks)
+        )
+        data = reader.get(array, index)
+        if data is None:
+            if needed:
+                raise SourceCorruptError(f"{source.url} has metadata, but no {array.key(index)}")
+            missing = array.missing
+            return np.full(shape, str(missing) if array.dtype.kind == "O" else missing)
+        if array.dtype.kind == "O" or math.prod(array.chunks) * array.dtype.itemsize < _LARGE:
+            return reduced(array.decode(data)[tuple(slice(n) for n in shape)])
+        with _one_large:
+            return reduced(array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)])
+
+    def reduced(values: Raw) -> Raw:
+        if reduce is not None:
+            return reduce(values)
+        return values.astype("U") if array.dtype.kind == "O" else values.copy()
+
+    futures: dict[tuple[int, ...], Future[Raw]] = {
+        index: executor.submit(chunk, index) for index in np.ndindex(*array.chunk_counts)
+    }
+
+    def result() -> Raw:
+        parts = {index: future.result() for index, future in futures.items()}
+        if len(parts) == 1:
+            return parts[next(iter(parts))]
+        if len(array.dims) == 1:
+            return np.concatenate([parts[index] for index in sorted(parts)])
+        whole = np.empty(array.shape, array.dtype)
+        for index, part in parts.items():
+            corner = [i * n for i, n in zip(index, array.chunks, strict=True)]
+            whole[tuple(slice(c, c + n) for c, n in zip(corner, part.shape, strict=True))] = part
+        return whole
+
+    return result
+
+
+def _aside(array: Array) -> Raw:
+    """Memory for a large chunk that is given back to the system at once when it's dropped.
+
+    The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
+    in the memory of a small job.
+    """
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    return np.frombuffer(mmap.mmap(-1, size), array.dtype)
+
+
+def basenames(urls: Raw) -> Raw:
+    """Last part of each URL as UTF-8 bytes, in as narrow a type as fits them."""
+    block = 4096  # rows: fixed-width URLs are 4 kB each, so few at a time are made Python strings
+    names = [
+        np.array([url.rsplit("/", 1)[-1].encode() for url in urls[first : first + block].tolist()])
+        for first in range(0, len(urls), block)
+    ]
+    return np.concatenate(names) if names else np.empty(0, "S1")
+
+
+def instants(values: Raw, array: Array) -> Raw:
+    """`datetime64[us]` of a CF time axis in days, seconds or smaller units since an epoch.
+
+    Microseconds are what the axis carries: ITS_LIVE sets the YYMMDD of the first image as the
+    microseconds of each mid-date; as float64 days they come with noise below that.
+    """
+    if values.dtype.kind == "M":
+        return values.astype("M8[us]")
+    unit, _, epoch = str(array.attributes.get("units", "")).partition(" since ")
+    per_unit = {
+        "days": 86_400_000_000,
+        "seconds": 1_000_000,
+        "milliseconds": 1_000,
+        "microseconds": 1,
+        "nanoseconds": 1e-3,
+    }
+    try:
+        start = np.datetime64(epoch.strip().removesuffix("Z"), "us")
+        scale = per_unit[unit.strip()]
+    except (KeyError, ValueError):
+        raise SourceCorruptError(
+            f"{array.name} has units {array.attributes.get('units')!r}; "
+            f"understood: {', '.join(per_unit)} since a date"
+        ) from None
+    if values.dtype.kind in "iu":
+        # whole numbers stay so: as float64, nanoseconds of today are 256 apart
+        exact = values.astype("i8")
+        steps = (exact + 500) // 1000 if scale < 1 else exact * int(scale)
+        return start + steps.astype("m8[us]")
+    known = np.isfinite(values)
+    values = np.where(known, values, 0)
+    whole = np.floor(values)
+    # days and their fraction apart, so that neither loses its last digits
+    microseconds = whole.astype("i8") * scale + np.rint((values - whole) * scale)
+    instants = start + microseconds.astype("i8").astype("m8[us]")
+    instants[~known] = np.datetime64("NaT")
+    return instants
