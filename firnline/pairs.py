@@ -4,7 +4,7 @@ A cube has up to 80,000 pairs, the catalog 248 million: a row a pair would take 
 row is a block of :data:`BLOCK` pairs of one cube, its columns compressed arrays, sorted by mid-date
 and then granule, so that a period touches few blocks. Beside the blobs stand the block's extremes,
 by which whole blocks are left out, or counted without being decoded. Sizes and times are in
-docs/decisions/0013-pairs-index.md.
+docs/decisions/0015-pairs-index.md.
 """
 
 from __future__ import annotations
