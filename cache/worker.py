@@ -156,6 +156,7 @@ def run(
             busy = False
             stop.wait(5 * interval)
         except Exception:
+            # whatever it was, the queue must not be left without a worker
             log.exception("worker failed, going on")
             busy = False
             stop.wait(5 * interval)
