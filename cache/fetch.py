@@ -149,7 +149,12 @@ class Fetcher:
             if size > buffer.size:
                 buffer = np.empty(size, np.uint8)
             target = buffer[:size].view(array.dtype).reshape(shape)
-            target.fill(array.missing)
+            list(
+                self._decoders.map(
+                    lambda part, missing=array.missing: part.fill(missing),
+                    np.array_split(target, _DECODERS),
+                )
+            )
             decodes: deque[Future[None]] = deque()
             for _ in self._plan.chunks(tile, variable):
                 waiting.extend(itertools.islice(ahead, self._window - len(waiting)))

@@ -55,30 +55,35 @@ def write(
         Where chunks are encoded (Blosc zstd-1 with shuffle, releasing the interpreter lock).
     """
     outer = shard or chunk
+    encoding = []
     for index in _grid(values.shape, outer):
         start = [i * n for i, n in zip(index, outer, strict=True)]
         part = values[tuple(slice(s, s + n) for s, n in zip(start, outer, strict=True))]
-        key = [(c + s) // n for c, s, n in zip(corner, start, outer, strict=True)]
+        key = [str((c + s) // n) for c, s, n in zip(corner, start, outer, strict=True)]
+        windows = _windows(outer, chunk)
+        keep = shard is None  # an unsharded chunk is a file, and all files are written
+        jobs = [processors.submit(_encode, part[w], chunk, fill_value, keep=keep) for w in windows]
+        encoding.append((key, jobs))
+    for key, jobs in encoding:
+        encoded = [job.result() for job in jobs]
         if shard is None:
-            file = folder / ".".join(map(str, key))
-            file.write_bytes(_encode(part, chunk, fill_value, keep=True))
-            continue
-        jobs = [
-            processors.submit(_encode, part[where], chunk, fill_value)
-            for where in _windows(shard, chunk)
-        ]
-        file = folder / "c" / "/".join(map(str, key))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        table = np.full((len(jobs), 2), _LEFT_OUT, "<u8")
-        with file.open("wb") as out:
-            for row, job in zip(table, jobs, strict=True):
-                encoded = job.result()
-                if encoded:
-                    row[:] = out.tell(), len(encoded)
-                    out.write(encoded)
-            raw = table.tobytes()
-            out.write(raw)
-            out.write(google_crc32c.value(raw).to_bytes(4, "little"))
+            (folder / ".".join(key)).write_bytes(encoded[0])
+        else:
+            file = folder / "c" / "/".join(key)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_shard(file, encoded)
+
+
+def _write_shard(file: Path, encoded: list[bytes]) -> None:
+    table = np.full((len(encoded), 2), _LEFT_OUT, "<u8")
+    with file.open("wb") as out:
+        for row, chunk in zip(table, encoded, strict=True):
+            if chunk:
+                row[:] = out.tell(), len(chunk)
+                out.write(chunk)
+        raw = table.tobytes()
+        out.write(raw)
+        out.write(google_crc32c.value(raw).to_bytes(4, "little"))
 
 
 def _encode(part: Raw, chunk: Shape, fill_value: Any, *, keep: bool = False) -> bytes:
