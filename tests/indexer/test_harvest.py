@@ -386,23 +386,6 @@ class TestDeep:
             ["composite"],
         )
 
-    def test_deepen_adds_to_the_items(
-        self, engine: Engine, settings: Settings, tmp_path: Path
-    ) -> None:
-        """The seam for what cubes tell themselves."""
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(3))
-
-        def deepen(records: Any, made: Any) -> Any:
-            for record, item in zip(records, made, strict=True):
-                item["properties"]["itslive:granule_count"] = int(record.tile.bounds[0])
-                yield item
-
-        harvest(engine, settings, [source], mosaics=False, deepen=deepen)
-        with reading(engine) as connection:
-            contents = list(connection.scalars(select(items.c.content)))
-        counts = [json.loads(c)["properties"]["itslive:granule_count"] for c in contents]
-        assert sorted(counts) == [0, 100_000, 200_000]
-
 
 def test_mosaics_are_left_alone_when_not_asked_for(
     engine: Engine, settings: Settings, tmp_path: Path
