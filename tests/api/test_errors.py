@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from firnline import errors
 from firnline.api import parameters
@@ -120,7 +120,8 @@ def test_ready(client: Client, engine: Engine) -> None:
         assert "firnline migrate" in client.problem("GET", "/readyz", 503)["detail"]
     finally:  # on PostgreSQL other tests get the same database, emptied
         with engine.begin() as connection:
-            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+            restored = text("UPDATE alembic_version SET version_num = :version")
+            connection.execute(restored, {"version": version})
 
 
 def test_openapi_is_served_with_problems_for_errors(client: Client) -> None:
