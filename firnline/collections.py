@@ -51,10 +51,8 @@ _AWS = {
 _PAPER = {
     "doi": "10.5194/tc-19-3517-2025",
     "citation": (
-        "Gardner, A. S., Greene, C. A., Kennedy, J. H., Fahnestock, M. A., Liukis, M., "
-        "López, L. A., Lei, Y., Scambos, T. A., and Dehecq, A.: ITS_LIVE global glacier velocity "
-        "data in near-real time, The Cryosphere, 19, 3517, 2025. "
-        "https://doi.org/10.5194/tc-19-3517-2025"
+        "Gardner, A. S., et al.: ITS_LIVE global glacier velocity data in near-real time, "
+        "The Cryosphere, 19, 3517, 2025. https://doi.org/10.5194/tc-19-3517-2025"
     ),
 }
 _CITATION = (
