@@ -92,11 +92,6 @@ def footprints(
     return outlines
 
 
-def aoi_to_lonlat(area: Area, crs: CRS | str) -> Outline:
-    """An area of interest, in any CRS, in lon/lat; as :func:`footprint`."""
-    return footprint(area, crs)
-
-
 def bbox(geometry: BaseGeometry) -> list[float]:
     """Bounds [west, south, east, north] by RFC 7946, section 5.2.
 

@@ -185,6 +185,7 @@ class Service:
             log.error("harvest failed; try `firnline harvest`", reason=str(error))
             return False
         except Exception:
+            # a bug in a harvest must not end the service: searches go on with the old catalog
             log.exception("harvest failed by an error of firnline's own")
             return False
         for line in report.lines() + ([] if deeper is None else deeper.lines()):

@@ -16,7 +16,7 @@ from shapely import MultiPolygon, Point, Polygon
 from shapely.geometry import box
 
 from firnline.errors import BBoxError, CRSError, GeometryError
-from firnline.footprint import TOLERANCE, aoi_to_lonlat, bbox, footprint, footprints
+from firnline.footprint import TOLERANCE, bbox, footprint, footprints
 
 REPO = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
@@ -263,23 +263,23 @@ def test_the_whole_of_a_cylindrical_world() -> None:
 class TestAreaOfInterest:
     def test_lonlat_is_kept_as_it_is(self) -> None:
         area = box(-50.123456789, 68.1, -49, 69)
-        assert aoi_to_lonlat(area, "OGC:CRS84").equals(area)
-        assert aoi_to_lonlat((-50.123456789, 68.1, -49, 69), "EPSG:4326").equals(area)
+        assert footprint(area, "OGC:CRS84").equals(area)
+        assert footprint((-50.123456789, 68.1, -49, 69), "EPSG:4326").equals(area)
 
     @pytest.mark.parametrize(
         "area", [(170, -80, -170, -70), (170, -80, 190, -70), (-190, -80, -170, -70)], ids=str
     )
     def test_across_the_antimeridian(self, area: tuple[float, ...]) -> None:
-        outline = aoi_to_lonlat(area, "OGC:CRS84")
+        outline = footprint(area, "OGC:CRS84")
         assert_well_formed(outline)
         assert bbox(outline) == [170, -80, -170, -70]
         assert outline.area == 200
 
     def test_a_wide_ring_is_taken_at_its_word(self) -> None:
-        assert aoi_to_lonlat(box(-170, 0, 170, 10), "OGC:CRS84").area == 3400
+        assert footprint(box(-170, 0, 170, 10), "OGC:CRS84").area == 3400
 
     def test_the_seed(self) -> None:
-        outline = aoi_to_lonlat((465_000, -2_300_000, 496_000, -2_258_000), "EPSG:3413")
+        outline = footprint((465_000, -2_300_000, 496_000, -2_258_000), "EPSG:3413")
         assert outline.centroid.distance(Point(-33.14, 68.46)) < 0.5
 
     @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ class TestAreaOfInterest:
     )
     def test_bad_geometry(self, area: shapely.Geometry) -> None:
         with pytest.raises(GeometryError):
-            aoi_to_lonlat(area, "OGC:CRS84")
+            footprint(area, "OGC:CRS84")
 
     @pytest.mark.parametrize(
         "area",
@@ -305,20 +305,20 @@ class TestAreaOfInterest:
     )
     def test_bad_bounds(self, area: tuple[float, ...]) -> None:
         with pytest.raises(BBoxError):
-            aoi_to_lonlat(area, "OGC:CRS84")
+            footprint(area, "OGC:CRS84")
 
     @pytest.mark.parametrize("area", [(1, 0, 0, 1), (0, 0, 1e9, 1)], ids=str)
     def test_bad_projected_bounds(self, area: tuple[float, ...]) -> None:
         with pytest.raises(BBoxError):
-            aoi_to_lonlat(area, "EPSG:3413")
+            footprint(area, "EPSG:3413")
 
     def test_unknown_crs(self) -> None:
         with pytest.raises(CRSError):
-            aoi_to_lonlat((0, 0, 1, 1), "EPSG:1")
+            footprint((0, 0, 1, 1), "EPSG:1")
 
     def test_beyond_the_projection_ends_soon(self) -> None:
         with pytest.raises(GeometryError):
-            aoi_to_lonlat((-9e7, -9e7, 9e7, 9e7), "EPSG:32622")
+            footprint((-9e7, -9e7, 9e7, 9e7), "EPSG:32622")
 
 
 class TestBbox:
