@@ -288,6 +288,17 @@ def _keys(connection: Connection, ids: Sequence[tuple[str, str]]) -> dict[tuple[
     return keys
 
 
+def delete_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:
+    """Remove items and their boxes; ids that don't exist are passed over."""
+    for first in range(0, len(ids), _BATCH):
+        batch = ids[first : first + _BATCH]
+        chosen = (items.c.collection == collection) & items.c.id.in_(batch)
+        if connection.dialect.name == "sqlite":
+            keys = connection.scalars(select(items.c.key).where(chosen)).all()
+            _delete_boxes(connection, keys)
+        connection.execute(items.delete().where(chosen))
+
+
 def retire_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:
     """Hide items that their source no longer has; :func:`put_items` brings them back."""
     now = datetime.now(UTC)

@@ -27,6 +27,7 @@ from firnline.api import query
 from firnline.database import (
     ItemRow,
     connect,
+    delete_items,
     get_item,
     is_empty,
     item_boxes,
@@ -292,6 +293,12 @@ def test_items_are_inserted_replaced_and_deleted(catalog: Engine) -> None:
         ).one()
     assert shapely.from_wkb(stored[0]).equals(box(5, 5, 6, 6))
     assert stored[1:] == (START, END + timedelta(days=1))
+    with writing(catalog) as connection:
+        delete_items(connection, CUBES, ["a", "none such"])
+        delete_items(connection, "subsets", ["b"])  # of another collection
+        delete_items(connection, CUBES, [])
+    with reading(catalog) as connection:
+        assert list(keys(connection)) == ["b"]
 
 
 def test_retired_items_are_hidden_and_come_back(catalog: Engine) -> None:
