@@ -59,7 +59,8 @@ class ItemRow:
     """One row of ``items``.
 
     ``footprint`` is in lon/lat, split at the antimeridian; ``content`` is the item's JSON without
-    links; ``digest`` identifies the content.
+    links; ``digest`` identifies the content; ``properties`` is what
+    :func:`firnline.properties.searchable` makes of its properties.
     """
 
     collection: str
@@ -70,6 +71,7 @@ class ItemRow:
     content: bytes
     digest: str
     source: str
+    properties: bytes
 
 
 @functools.lru_cache(maxsize=64)
@@ -220,29 +222,40 @@ def put_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
             [row.id for row in batch],
             [to_microseconds(row.start) for row in batch],
             [to_microseconds(row.end) for row in batch],
-            shapely.to_wkb(footprints).tolist(),
-            [row.content for row in batch],
+            [row.properties.decode() for row in batch],
             [row.digest for row in batch],
             [row.source for row in batch],
             [now] * len(batch),
+            shapely.to_wkb(footprints).tolist(),
+            [row.content for row in batch],
         ]
         put(connection, columns, footprints)
 
 
-_WRITTEN = ("start_datetime", "end_datetime", "footprint", "content", "digest", "source", "updated")
+_WRITTEN = (
+    "start_datetime",
+    "end_datetime",
+    "properties",
+    "digest",
+    "source",
+    "updated",
+    "footprint",
+    "content",
+)
 _REPLACED = (
     "ON CONFLICT (collection, id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN)
     + ", retired = NULL"
 )
 _INTO = f"INTO items (collection, id, {', '.join(_WRITTEN)}"
-_PUT_SQLITE = f"INSERT {_INTO}, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {_REPLACED}"  # noqa: S608
+_PUT_SQLITE = f"INSERT {_INTO}, key) VALUES ({'?, ' * 10}?) {_REPLACED}"  # noqa: S608
 # The whole batch in one statement: a column is an array, sent in binary.
 _PUT_POSTGRESQL = (
-    f"INSERT {_INTO}) SELECT collection, id, start, until, ST_GeomFromWKB(footprint, 4326), "  # noqa: S608
-    "content, digest, source, updated FROM unnest(%b::text[], %b::text[], %b::bigint[], "
-    "%b::bigint[], %b::bytea[], %b::bytea[], %b::text[], %b::text[], %b::bigint[]) AS incoming "
-    f"(collection, id, start, until, footprint, content, digest, source, updated) {_REPLACED}"
+    f"INSERT {_INTO}) SELECT collection, id, start, until, properties::jsonb, digest, source, "  # noqa: S608
+    "updated, ST_GeomFromWKB(footprint, 4326), content FROM unnest(%b::text[], %b::text[], "
+    "%b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::bytea[], "
+    "%b::bytea[]) AS incoming (collection, id, start, until, properties, digest, source, updated, "
+    f"footprint, content) {_REPLACED}"
 )
 _PUT_BOXES = "INSERT INTO items_rtree VALUES (?, ?, ?, ?, ?, ?, ?)"
 

@@ -24,6 +24,7 @@ from shapely.geometry.base import BaseGeometry
 from firnline.crs import parse_crs
 from firnline.database import ItemRow
 from firnline.footprint import Outline, bbox
+from firnline.properties import searchable
 from firnline.variables import ANNUAL_VARIABLES, CUBE_VARIABLES, MOSAIC_ASSETS, STATIC_VARIABLES
 
 CUBES = "itslive-cubes"
@@ -327,6 +328,7 @@ def item_row(item: dict[str, Any], footprint: BaseGeometry, source: str) -> Item
         content=content,
         digest=digest(content),
         source=source,
+        properties=searchable(properties),
     )
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -27,10 +28,13 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, UserDefinedType
+
+from firnline.properties import INDEXED_NUMBERS, INDEXED_WORDS, Number, Word
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -132,6 +136,7 @@ collections = Table(
     Column("content", LargeBinary, nullable=False),  # JSON, without links
 )
 
+# SQLite reads a row from its front: what conditions and orders look at comes before the large.
 items = Table(
     "items",
     metadata,
@@ -140,24 +145,35 @@ items = Table(
     Column("id", Text, nullable=False),
     Column("start_datetime", Instant, nullable=False),
     Column("end_datetime", Instant, nullable=False),
-    Column("footprint", Footprint, nullable=False),
-    Column("content", LargeBinary, nullable=False),  # the item's JSON, ready to send, no links
+    Column("retired", Instant),  # since when its source no longer has it; null: it's there
+    Column("properties", JSON().with_variant(JSONB, "postgresql"), nullable=False),  # searchable()
     Column("digest", Text, nullable=False),  # of `content`: what a harvest compares
     Column("source", Text, nullable=False),  # the catalog or mosaic root it was harvested from
     Column("updated", Instant, nullable=False),
-    Column("retired", Instant),  # since when its source no longer has it; null: it's there
+    Column("footprint", Footprint, nullable=False),
+    Column("content", LargeBinary, nullable=False),  # the item's JSON, ready to send, no links
     UniqueConstraint("collection", "id"),
     Index("ix_items_source", "source"),
     Index("ix_items_footprint", "footprint", postgresql_using="gist").ddl_if(dialect="postgresql"),
 )
-Index(
-    "ix_items_newest",
-    items.c.end_datetime.desc(),
-    items.c.collection,
-    items.c.id,
-    items.c.start_datetime,
-    items.c.retired,  # so that a count of what is there reads the index only
+# Behind what they look up, the indexes have the order of a page, and the rest of what a count asks.
+_ORDER = (items.c.end_datetime.desc(), items.c.collection, items.c.id)
+_COUNTED = (items.c.start_datetime, items.c.retired)
+Index("ix_items_newest", *_ORDER, *_COUNTED)
+Index("ix_items_collection", items.c.collection, _ORDER[0], items.c.id, *_COUNTED)
+
+
+PROPERTY_INDEXES = frozenset(
+    Index(
+        "ix_items_" + name.removeprefix("itslive:").replace(":", "_"),
+        kind(items.c.properties, name),
+        *_ORDER,
+        *_COUNTED,
+    ).name
+    for kind, names in ((Word, INDEXED_WORDS), (Number, INDEXED_NUMBERS))
+    for name in names
 )
+"""Names of the indexes over properties, as ``ix_items_proj_code``."""
 
 LIVING = items.c.retired.is_(None)
 """The condition that every reader of `items` sets: what its source lost is kept, and hidden."""

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from firnline.tables import metadata
+from firnline.tables import PROPERTY_INDEXES, metadata
 
 
 def _is_ours(name: str | None, type_: str, parents: object) -> bool:
@@ -13,7 +13,12 @@ def _is_ours(name: str | None, type_: str, parents: object) -> bool:
 
 
 def _is_here(thing: object, name: str | None, type_: str, reflected: bool, other: object) -> bool:
-    """Leave out the spatial index where the R*Tree stands for it."""
+    """Leave out the spatial index where the R*Tree stands for it, and those of expressions.
+
+    The database tells an expression in words of its own, which alembic takes for another one.
+    """
+    if type_ == "index" and name in PROPERTY_INDEXES:
+        return False
     on_sqlite = context.config.attributes["connection"].dialect.name == "sqlite"
     return not (on_sqlite and type_ == "index" and name == "ix_items_footprint")
 

@@ -23,6 +23,7 @@ from sqlalchemy import Engine
 
 from firnline.api.app import create_app
 from firnline.database import ItemRow, connect, put_collections, put_items, writing
+from firnline.properties import searchable
 from firnline.settings import Settings
 
 with warnings.catch_warnings():
@@ -67,8 +68,9 @@ def make_item(
         **members,
     }
     return ItemRow(
-        collection, id, start, end, footprint, orjson.dumps(content), "digest", "synthetic"
-    )
+        collection, id, start, end, footprint, orjson.dumps(content), "digest", "synthetic",
+        searchable(content["properties"]),
+    )  # fmt: skip
 
 
 def make_collection(id: str) -> tuple[str, bytes]:

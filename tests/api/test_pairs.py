@@ -40,8 +40,9 @@ def made(count: int = COUNT) -> PairColumns:
 def add(engine: Engine, id: str, pairs: PairColumns | None, etag: str = '"1"') -> None:
     start = datetime(2018, 1, 1, tzinfo=UTC)
     row = ItemRow(
-        "itslive-cubes", id, start, start, shapely.box(0, 0, 1, 1), b'{"id":"x"}', "d", "s"
-    )
+        "itslive-cubes", id, start, start, shapely.box(0, 0, 1, 1), b'{"id":"x"}', "d", "s",
+        b"{}",
+    )  # fmt: skip
     with writing(engine) as connection:
         put_items(connection, [row])
         if pairs is not None:

@@ -62,7 +62,10 @@ SLOW = settings(
 
 
 def row(id: str, footprint: BaseGeometry, content: bytes = b"{}", **more: Any) -> ItemRow:
-    values = {"collection": CUBES, "start": START, "end": END, "digest": "d", "source": "s"}
+    values = {
+        "collection": CUBES, "start": START, "end": END, "digest": "d", "source": "s",
+        "properties": b"{}",
+    }  # fmt: skip
     return ItemRow(id=id, footprint=footprint, content=content, **{**values, **more})
 
 
@@ -97,7 +100,7 @@ def _alembic(connection: Connection) -> Config:
 def test_alembic_finds_no_difference_between_migrations_and_tables(database: Engine) -> None:
     with writing(database) as connection, warnings.catch_warnings():
         # what SQLAlchemy can't reflect is compared by the next test
-        warnings.filterwarnings("ignore", "(?s).*reflection of expression-based index")
+        warnings.filterwarnings("ignore", "(?s).*expression-based index")
         warnings.filterwarnings("ignore", "(?s).*Did not recognize type 'geometry'")
         command.check(_alembic(connection))
         connection.exec_driver_sql("ALTER TABLE items DROP COLUMN digest")
@@ -343,7 +346,7 @@ def test_a_count_reads_no_item(sqlite_url: str) -> None:
         ):
             compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
-            assert any("USING COVERING INDEX ix_items_newest" in step[-1] for step in plan), plan
+            assert any("USING COVERING INDEX ix_items_" in step[-1] for step in plan), plan
     engine.dispose()
 
 
