@@ -139,6 +139,7 @@ def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
         "synchronous=NORMAL",
         "foreign_keys=ON",
         "busy_timeout=30000",
+        "cache_size=-65536",  # KiB: its 2 MB would be written and read again in large harvests
     ):
         dbapi_connection.execute(f"PRAGMA {pragma}")
 
