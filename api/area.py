@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
+import numpy as np
 import shapely
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, affinity
 from shapely.geometry.base import BaseGeometry
 
+from firnline.crs import LONLAT, parse_crs, transformer
 from firnline.errors import BBoxError, GeometryError, TooLargeError
+from firnline.footprint import footprint
 
 MAX_VERTICES = 10_000
 _MAX_DEPTH = 8  # of collections in collections, which RFC 7946, 3.1.8 advises against
+_STEP = 1000.0  # metres: a line in a CRS is followed by positions so far apart
+_FARTHEST = 1e8  # metres: beyond any projected coordinate of the Earth
 _WORLD = shapely.box(-180, -90, 180, 90)
 
 Box = tuple[float, float, float, float]
@@ -85,8 +90,30 @@ def from_bbox(values: Sequence[float]) -> Area | None:
     return Area(parts[0] if len(parts) == 1 else _collected(parts), boxes, rectangular=True)
 
 
-def from_geojson(geometry: object) -> Area:
-    """The area of a GeoJSON geometry of any type.
+def from_bounds(values: Sequence[float], crs: str) -> Area:
+    """The area of a box in a projected CRS: left, bottom, right, top in its units.
+
+    Raises
+    ------
+    BBoxError
+        Not such a box, or beyond what the CRS can describe.
+    """
+    if len(values) != 4 or not all(map(math.isfinite, values)):
+        raise BBoxError(f"bbox in {crs} takes 4 finite numbers: left, bottom, right, top")
+    left, bottom, right, top = map(float, values)
+    if not (left < right and bottom < top):
+        raise BBoxError(
+            f"bbox {left:g},{bottom:g},{right:g},{top:g} in {crs}: left has to be less than right, "
+            "and bottom less than top"
+        )
+    return _outlined([footprint((left, bottom, right, top), crs)])
+
+
+def from_geojson(geometry: object, crs: str | None = None) -> Area:
+    """The area of a GeoJSON geometry of any type, in degrees or in a projected CRS.
+
+    The edges of a polygon, and lines, are straight in the CRS in which they are given.
+
 
     A polygon or line that crosses the antimeridian should come cut (RFC 7946, 3.1.9), but mostly
     does not: an edge longer than 180 degrees is taken the short way round, and longitudes up to
@@ -97,15 +124,53 @@ def from_geojson(geometry: object) -> Area:
     Raises
     ------
     GeometryError
-        Not a GeoJSON geometry, not finite, not in degrees, or a polygon that crosses itself.
+        Not a GeoJSON geometry, not finite, not in degrees (or beyond what `crs` can describe), or
+        a polygon that crosses itself.
     TooLargeError
         It has more than :data:`MAX_VERTICES` positions.
     """
+    if crs is not None:
+        return _outlined(list(_projected(geometry, crs)))
     shapes = [part for kind, coordinates in _parts(geometry) for part in _shapes(kind, coordinates)]
     if not shapes:
         raise GeometryError("intersects has no coordinates")
     shape = shapes[0] if len(shapes) == 1 else _collected(shapes)
     return Area(shape, _boxes(shapes), rectangular=False)
+
+
+def _projected(geometry: object, crs: str) -> Iterator[BaseGeometry]:
+    """The parts of a geometry in a CRS, in lon/lat."""
+    to_lonlat = transformer(parse_crs(crs), LONLAT)
+    for kind, coordinates in _parts(geometry, projected=True):
+        if kind == "Polygon":
+            yield footprint(_valid(_rings(cast("Sequence[Sequence[Position]]", coordinates))), crs)
+            continue
+        if kind == "Point":
+            positions = np.array([cast("Position", coordinates)])
+        else:
+            line = LineString(cast("Sequence[Position]", coordinates))
+            step = max(_STEP, line.length / MAX_VERTICES)
+            positions = shapely.get_coordinates(shapely.segmentize(line, step))
+        lon, lat = to_lonlat.transform(*positions.T)
+        lonlat = list(zip(lon.tolist(), lat.tolist(), strict=True))
+        if not all(map(math.isfinite, itertools.chain(*lonlat))):
+            raise GeometryError(f"intersects lies outside the domain of {crs}")
+        yield from _shapes(kind, lonlat[0] if kind == "Point" else lonlat)
+
+
+def _rings(rings: Sequence[Sequence[Position]]) -> Polygon:
+    if not rings or any(len(ring) < 4 or ring[0] != ring[-1] for ring in rings):
+        raise GeometryError(
+            "intersects: a ring has four positions at least, and the first is also the last"
+        )
+    return Polygon(rings[0], rings[1:])
+
+
+def _outlined(outlines: Sequence[BaseGeometry]) -> Area:
+    shapes = [part for outline in outlines for part in shapely.get_parts(outline)]
+    if not shapes:
+        raise GeometryError("intersects has no coordinates")
+    return Area(shapes[0] if len(shapes) == 1 else _collected(shapes), _boxes(shapes), False)
 
 
 def _spans(west: float, east: float) -> list[tuple[float, float]]:
@@ -167,7 +232,7 @@ _DEPTH = {
 }
 
 
-def _parts(geometry: object) -> Iterator[tuple[str, object]]:
+def _parts(geometry: object, *, projected: bool = False) -> Iterator[tuple[str, object]]:
     """Points, lines and polygons of a geometry, as their type and checked coordinates."""
     left = [MAX_VERTICES]
     stack: list[tuple[object, int]] = [(geometry, 0)]
@@ -185,7 +250,7 @@ def _parts(geometry: object) -> Iterator[tuple[str, object]]:
                 )
             stack += [(member, depth + 1) for member in reversed(members)]
         elif isinstance(kind, str) and kind in _DEPTH:
-            coordinates = _coordinates(value.get("coordinates"), _DEPTH[kind], left)
+            coordinates = _coordinates(value.get("coordinates"), _DEPTH[kind], left, projected)
             if kind.startswith("Multi"):
                 for part in coordinates:
                     yield kind.removeprefix("Multi"), part
@@ -198,11 +263,11 @@ def _parts(geometry: object) -> Iterator[tuple[str, object]]:
             )
 
 
-def _coordinates(value: object, depth: int, left: list[int]) -> tuple[object, ...]:
+def _coordinates(value: object, depth: int, left: list[int], projected: bool) -> tuple[object, ...]:
     if not isinstance(value, list):
         raise GeometryError("intersects: coordinates are not nested as the geometry's type asks")
     if depth:
-        return tuple(_coordinates(each, depth - 1, left) for each in value)
+        return tuple(_coordinates(each, depth - 1, left, projected) for each in value)
     left[0] -= 1
     if left[0] < 0:
         raise TooLargeError(f"intersects has more than {MAX_VERTICES:,} positions")
@@ -210,6 +275,10 @@ def _coordinates(value: object, depth: int, left: list[int]) -> tuple[object, ..
         raise GeometryError("intersects: a position is two or three numbers: longitude, latitude")
     # Compared before they are made floats, which integers of 400 digits can't be; NaN fails too.
     lon, lat, *rest = value
+    if projected:
+        if not all(abs(each) < _FARTHEST for each in value):
+            raise GeometryError("intersects: a position is not finite, or too far away to be real")
+        return float(lon), float(lat)
     if not (-360 <= lon <= 360 and -90 <= lat <= 90 and all(abs(each) < 1e300 for each in rest)):
         raise GeometryError(
             "intersects: a position is not finite, or not within -180 to 180 degrees of longitude "

@@ -1,13 +1,14 @@
 """The parameters of a search: as HTTP brings them, and their normal form.
 
 What a caller wrote is checked here, once, and every refusal names the parameter and says what it
-takes. Behind this door there are only :class:`firnline.api.query.Search` objects.
+takes. A GET is read into the body that a POST would have had; behind this door there are only
+:class:`firnline.api.query.Search` objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import attr
 import orjson
@@ -16,17 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from stac_fastapi.types.search import APIRequest
 from starlette.requests import Request
 
-from firnline.api import area, query
+from firnline.api import area, filter, query
+from firnline.api.fields import Fields
 from firnline.api.instants import parse_datetime
-from firnline.api.query import Search
-from firnline.errors import BBoxError, GeometryError, InputError, TooLargeError
+from firnline.api.query import Search, SortKey
+from firnline.crs import crs_code, parse_crs
+from firnline.errors import BBoxError, CRSError, GeometryError, InputError, TooLargeError
+from firnline.properties import is_name
 
 _LONGEST_LIST = 10_000
+_MOST_KEYS = 8
+_CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 
 _BBOX = Query(
     description="Only items that intersect this box: west,south,east,north in degrees, or with "
     "heights west,south,lowest,east,north,highest. West > east crosses the antimeridian.",
     examples=["-50,69,-49,70"],
+)
+_BBOX_CRS = Query(
+    alias="bbox-crs",
+    description="CRS of bbox, as EPSG:3413 or its OGC URI; by default longitude, latitude.",
+    examples=["EPSG:3413"],
 )
 _DATETIME = Query(
     description="Only items whose time overlaps this RFC 3339 instant or interval, open on one "
@@ -42,81 +53,233 @@ _IDS = Query(description="Only items with these ids, comma-separated.")
 _INTERSECTS = Query(
     description="Only items that intersect this GeoJSON geometry; not together with bbox."
 )
+_CRS = Query(
+    description="CRS of the area of interest, bbox or intersects, as EPSG:3413, EPSG:3031 or "
+    "EPSG:32622. Items are answered in longitude, latitude whatever it is.",
+    examples=["EPSG:3413"],
+)
+_SORTBY = Query(
+    description="Order: names of properties, comma-separated, each with + or - before it. Items "
+    "without a property come last. By default the newest first.",
+    examples=["-datetime", "+properties.itslive:granule_count"],
+)
+_FIELDS = Query(
+    description="Members that items are answered with, comma-separated, - before those without.",
+    examples=["id,properties.datetime,-assets"],
+)
+_QUERY = Query(
+    description="Comparisons of properties (Query extension); filter can say more.",
+    examples=['{"itslive:granule_count":{"gte":1000}}'],
+)
+_FILTER = Query(
+    description="Only items that meet this CQL2 expression; see /queryables.",
+    examples=['"proj:code" = \'EPSG:3413\' AND "itslive:granule_count" > 1000'],
+)
+_FILTER_LANG = Query(alias="filter-lang", description="What filter is written in.")
+_FILTER_CRS = Query(alias="filter-crs", description=f"CRS of filter's geometries: {_CRS84}.")
+_Q = Query(
+    description="Only items with one of these words, comma-separated, in id, title or description.",
+    examples=["greenland,jakobshavn"],
+)
+_HYPHENATED = {"bbox_crs": "bbox-crs", "filter_lang": "filter-lang", "filter_crs": "filter-crs"}
+_Lang = Literal["cql2-text", "cql2-json"]
 
 
 @attr.s
 class SearchParameters(APIRequest):
-    """Query of GET /search (STAC API - Item Search)."""
+    """Query of GET /search (STAC API - Item Search and its extensions)."""
 
     collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
     ids: Annotated[str | None, _IDS] = attr.ib(default=None)
     bbox: Annotated[str | None, _BBOX] = attr.ib(default=None)
+    bbox_crs: Annotated[str | None, _BBOX_CRS] = attr.ib(default=None)
     intersects: Annotated[str | None, _INTERSECTS] = attr.ib(default=None)
+    crs: Annotated[str | None, _CRS] = attr.ib(default=None)
     datetime: Annotated[str | None, _DATETIME] = attr.ib(default=None)
     limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
+    sortby: Annotated[str | None, _SORTBY] = attr.ib(default=None)
+    fields: Annotated[str | None, _FIELDS] = attr.ib(default=None)
+    query: Annotated[str | None, _QUERY] = attr.ib(default=None)
+    filter: Annotated[str | None, _FILTER] = attr.ib(default=None)
+    filter_lang: Annotated[_Lang, _FILTER_LANG] = attr.ib(default="cql2-text")
+    filter_crs: Annotated[str | None, _FILTER_CRS] = attr.ib(default=None)
+    q: Annotated[str | None, _Q] = attr.ib(default=None)
     token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
 
 
 @attr.s
-class ItemsParameters(APIRequest):
+class ItemsParameters(SearchParameters):
     """Path and query of GET /collections/{collection_id}/items (OGC API - Features, 7.15).
 
     Those of a search are taken as well: pystac-client sends `collections` here too.
     """
 
-    collection_id: Annotated[str, Path(description="Collection id")] = attr.ib()
-    collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
-    ids: Annotated[str | None, _IDS] = attr.ib(default=None)
-    bbox: Annotated[str | None, _BBOX] = attr.ib(default=None)
-    intersects: Annotated[str | None, _INTERSECTS] = attr.ib(default=None)
-    datetime: Annotated[str | None, _DATETIME] = attr.ib(default=None)
-    limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
-    token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
+    collection_id: Annotated[str, Path(description="Collection id")] = attr.ib(kw_only=True)
+
+
+class SortField(BaseModel):
+    """A sort key (STAC API - Sort extension)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    field: str
+    direction: Literal["asc", "desc"] = "asc"
+
+
+class FieldNames(BaseModel):
+    """Members of items that are wanted or not (STAC API - Fields extension)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
 
 
 class SearchBody(BaseModel):
-    """Body of POST /search (STAC API - Item Search).
+    """Body of POST /search (STAC API - Item Search and its extensions).
 
     A member that this server does not know is refused: a filter left out unsaid would answer
     another question than the one asked.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     collections: list[str] | None = Field(None, max_length=_LONGEST_LIST)
     ids: list[str] | None = Field(None, max_length=_LONGEST_LIST)
     bbox: list[float] | None = Field(None, description=_BBOX.description)
+    bbox_crs: str | None = Field(None, alias="bbox-crs", description=_BBOX_CRS.description)
     intersects: dict[str, Any] | None = Field(None, description=_INTERSECTS.description)
+    crs: str | None = Field(None, description=_CRS.description)
     datetime: str | None = Field(None, description=_DATETIME.description)
     limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
+    sortby: list[SortField] | None = Field(None, description=_SORTBY.description)
+    fields: FieldNames | None = Field(None, description=_FIELDS.description)
+    query: dict[str, Any] | None = Field(None, description=_QUERY.description)
+    filter: dict[str, Any] | str | bool | None = Field(None, description=_FILTER.description)
+    filter_lang: _Lang = Field(
+        "cql2-json", alias="filter-lang", description=_FILTER_LANG.description
+    )
+    filter_crs: str | None = Field(None, alias="filter-crs", description=_FILTER_CRS.description)
+    q: list[str] | str | None = Field(None, description=_Q.description)
     token: str | None = Field(None, description=_TOKEN.description)
 
 
-def normalised(
-    collections: Sequence[str] | None,
-    ids: Sequence[str] | None,
-    bbox: Sequence[float] | None,
-    intersects: Mapping[str, Any] | None,
-    datetime: str | None,
-    limit: int,
-) -> Search:
+def as_body(given: Mapping[str, Any]) -> SearchBody:
+    """The body that means the same as the query of a GET."""
+    read = {
+        "collections": words,
+        "ids": words,
+        "bbox": numbers,
+        "intersects": lambda text: _json_object("intersects", text, GeometryError),
+        "query": lambda text: _json_object("query", text, InputError),
+        "sortby": _sort_fields,
+        "fields": _field_names,
+        "q": words,
+    }
+    values = {
+        name: read[name](value) if name in read and value is not None else value
+        for name, value in given.items()
+        if name in SearchBody.model_fields
+    }
+    return SearchBody.model_validate(values)
+
+
+def normalised(asked: SearchBody) -> Search:
     """The normal form of a search. An empty list restricts nothing, as an absent one."""
-    if bbox is not None and intersects is not None:
-        raise InputError("bbox and intersects can't be given together")
-    where = None
-    if bbox is not None:
-        where = area.from_bbox(bbox)
-    elif intersects is not None:
-        where = area.from_geojson(intersects)
-    start, end = (None, None) if datetime is None else parse_datetime(datetime)
+    start, end = (None, None) if asked.datetime is None else parse_datetime(asked.datetime)
+    limit = query.DEFAULT_LIMIT if asked.limit is None else asked.limit
     return Search(
-        collections=_texts("collections", collections),
-        ids=_texts("ids", ids),
-        area=where,
+        collections=_texts("collections", asked.collections),
+        ids=_texts("ids", asked.ids),
+        area=_area(asked),
         start=start,
         end=end,
+        filter=_filter(asked),
+        words=_texts("q", words(asked.q) if isinstance(asked.q, str) else asked.q),
+        order=_order(asked.sortby or []),
         limit=min(limit, query.MAX_LIMIT),  # OGC API - Features, /req/core/limit-response: no error
     )
+
+
+def fields(asked: SearchBody) -> Fields | None:
+    """The members that items are answered with; None for all."""
+    if asked.fields is None:
+        return None
+    return Fields.of(asked.fields.include or (), asked.fields.exclude or ())
+
+
+def _area(asked: SearchBody) -> area.Area | None:
+    if asked.bbox is not None and asked.intersects is not None:
+        raise InputError("bbox and intersects can't be given together")
+    if asked.bbox_crs is not None and asked.crs is not None:
+        raise InputError("bbox-crs and crs can't be given together")
+    crs = _crs(asked.crs or asked.bbox_crs)
+    if asked.bbox is not None:
+        return area.from_bbox(asked.bbox) if crs is None else area.from_bounds(asked.bbox, crs)
+    if asked.intersects is not None:
+        return area.from_geojson(asked.intersects, crs)
+    return None
+
+
+def _crs(text: str | None) -> str | None:
+    """The code of a CRS; None for longitude, latitude.
+
+    OGC URIs of the kind that OGC API - Features, Part 2 asks for are taken besides codes.
+    """
+    if text is None:
+        return None
+    prefix = "http://www.opengis.net/def/crs/"
+    code = text
+    if text.startswith(prefix):
+        authority, _, code = text.removeprefix(prefix).partition("/")
+        code = f"{authority}:{code.rpartition('/')[2]}"
+    crs = parse_crs(code)
+    if crs.is_geographic:
+        if crs_code(crs) != "OGC:CRS84":
+            raise CRSError(f"crs {text[:60]!r} is geographic; accepted: CRS84, or a projected one")
+        return None
+    return crs_code(crs)
+
+
+def _filter(asked: SearchBody) -> filter.Expression | None:
+    if asked.filter_crs not in (None, _CRS84, "OGC:CRS84", "EPSG:4326"):
+        raise CRSError(f"filter-crs {asked.filter_crs[:80]!r} is not accepted; give {_CRS84}")
+    parts = []
+    if asked.query:
+        parts.append(filter.from_query(asked.query))
+    if asked.filter is not None:
+        parts.append(filter.parse(asked.filter, asked.filter_lang))
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else {"op": "and", "args": parts}
+
+
+def _order(keys: Sequence[SortField]) -> tuple[SortKey, ...]:
+    if len(keys) > _MOST_KEYS:
+        raise InputError(f"sortby takes {_MOST_KEYS} keys at most")
+    order = []
+    for key in keys:
+        name = key.field.removeprefix("properties.")
+        if not is_name(name) or not _is_unicode(name):
+            raise InputError(f"sortby: {name[:80]!r} can't be the name of a property")
+        order.append(SortKey(name, key.direction == "desc"))
+    return tuple(order) or query.NEWEST
+
+
+def _sort_fields(text: str) -> list[dict[str, str]]:
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    return [
+        {"field": key.lstrip("+-"), "direction": "desc" if key.startswith("-") else "asc"}
+        for key in keys
+    ]
+
+
+def _field_names(text: str) -> dict[str, list[str]]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return {
+        "include": [name.removeprefix("+") for name in names if not name.startswith("-")],
+        "exclude": [name[1:] for name in names if name.startswith("-")],
+    }
 
 
 def _texts(name: str, values: Sequence[str] | None) -> tuple[str, ...]:
@@ -148,10 +311,8 @@ def words(text: str | None) -> list[str] | None:
     return [word.strip() for word in text.split(",")] if text else None
 
 
-def numbers(text: str | None) -> list[float] | None:
+def numbers(text: str) -> list[float]:
     """The numbers of a ``bbox``."""
-    if text is None:
-        return None
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
@@ -160,16 +321,13 @@ def numbers(text: str | None) -> list[float] | None:
         ) from None
 
 
-def geojson(text: str | None) -> Mapping[str, Any] | None:
-    """The object of an ``intersects``."""
-    if text is None:
-        return None
+def _json_object(name: str, text: str, error: type[InputError]) -> Any:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise GeometryError("intersects is not JSON; accepted: a GeoJSON geometry") from None
+        raise error(f"{name} is not JSON; accepted: a JSON object") from None
     if not isinstance(value, dict):
-        raise GeometryError("intersects takes a GeoJSON geometry object")
+        raise error(f"{name} takes a JSON object")
     return value
 
 
@@ -179,7 +337,8 @@ def check_query(request: Request, parameters: type[APIRequest]) -> None:
     OGC API - Features, /req/core/query-param-unknown: a misspelt filter is an error, not a
     search without it.
     """
-    known = {field.name for field in attr.fields(parameters)} - set(request.path_params)
+    names = {field.name for field in attr.fields(parameters)} - set(request.path_params)
+    known = {_HYPHENATED.get(name, name) for name in names}
     seen = set()
     for name, _ in request.query_params.multi_items():
         if name not in known:

@@ -8,7 +8,6 @@ SELECT, and joins the stored bytes of the items into one reply: no model is made
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -19,7 +18,8 @@ from stac_fastapi.types.core import BaseCoreClient
 from starlette.requests import Request
 from starlette.responses import Response
 
-from firnline.api import paging, parameters, query
+from firnline.api import pages, paging, parameters
+from firnline.api.fields import Fields
 from firnline.api.links import (
     GEOJSON,
     HTML,
@@ -31,7 +31,6 @@ from firnline.api.links import (
     JSONBytes,
     Link,
 )
-from firnline.api.query import Cursor, Search
 from firnline.database import get_item, reading
 from firnline.errors import InputError, NotFoundError
 from firnline.settings import Settings
@@ -146,16 +145,7 @@ class CatalogClient(BaseCoreClient):
         return JSONBytes(base.resolve(item), media_type=GEOJSON)
 
     def item_collection(  # type: ignore[override]
-        self,
-        collection_id: str,
-        collections: str | None = None,
-        ids: str | None = None,
-        bbox: str | None = None,
-        intersects: str | None = None,
-        datetime: str | None = None,
-        limit: int = query.DEFAULT_LIMIT,
-        token: str | None = None,
-        **kwargs: Any,
+        self, collection_id: str, collections: str | None = None, **kwargs: Any
     ) -> Response:
         """GET /collections/{collection_id}/items."""
         request: Request = kwargs["request"]
@@ -163,58 +153,28 @@ class CatalogClient(BaseCoreClient):
         if collections and collection_id not in collections.split(","):
             raise InputError(f"collections: these are the items of {collection_id[:100]!r} only")
         base = self._base(request)
-        search = parameters.normalised(
-            [parameters.stored_text(collection_id)],
-            parameters.words(ids),
-            parameters.numbers(bbox),
-            parameters.geojson(intersects),
-            datetime,
-            limit,
-        )
+        asked = parameters.as_body(kwargs)
+        asked.collections = [parameters.stored_text(collection_id)]
         here = base.collection(collection_id)
         links: list[Link] = [
             {"rel": "collection", "type": JSON, "href": here},
             {"rel": "parent", "type": JSON, "href": here},
         ]
-        return self._page(request, base, search, token, f"{here}/items", links)
+        return self._page(request, base, asked, f"{here}/items", links)
 
-    def get_search(  # type: ignore[override]
-        self,
-        collections: str | None = None,
-        ids: str | None = None,
-        bbox: str | None = None,
-        intersects: str | None = None,
-        datetime: str | None = None,
-        limit: int = query.DEFAULT_LIMIT,
-        token: str | None = None,
-        **kwargs: Any,
-    ) -> Response:
+    def get_search(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /search."""
         request: Request = kwargs["request"]
         parameters.check_query(request, parameters.SearchParameters)
-        search = parameters.normalised(
-            parameters.words(collections),
-            parameters.words(ids),
-            parameters.numbers(bbox),
-            parameters.geojson(intersects),
-            datetime,
-            limit,
-        )
         base = self._base(request)
-        return self._page(request, base, search, token, f"{base.url}/search")
+        return self._page(request, base, parameters.as_body(kwargs), f"{base.url}/search")
 
     def post_search(  # type: ignore[override]
         self, search_request: parameters.SearchBody, **kwargs: Any
     ) -> Response:
         """POST /search."""
-        request: Request = kwargs["request"]
-        asked = search_request
-        limit = query.DEFAULT_LIMIT if asked.limit is None else asked.limit
-        search = parameters.normalised(
-            asked.collections, asked.ids, asked.bbox, asked.intersects, asked.datetime, limit
-        )
-        base = self._base(request)
-        return self._page(request, base, search, asked.token, f"{base.url}/search", body=asked)
+        base = self._base(kwargs["request"])
+        return self._page(kwargs["request"], base, search_request, f"{base.url}/search")
 
     def _base(self, request: Request) -> Base:
         return Base.of(request, self.settings.public_url)
@@ -223,44 +183,43 @@ class CatalogClient(BaseCoreClient):
         self,
         request: Request,
         base: Base,
-        search: Search,
-        token: str | None,
+        asked: parameters.SearchBody,
         here: str,
         links: Iterable[Link] = (),
-        *,
-        body: parameters.SearchBody | None = None,
     ) -> Response:
         """One page of a search as GeoJSON.
 
         numberMatched counts all matches and numberReturned the page (OGC API - Features,
-        /req/core/fc-numberMatched, -numberReturned).
+        /req/core/fc-numberMatched, -numberReturned). Of a large catalog the first may be an
+        estimate: `firnline:numberMatchedError` is then there, and says how far off it may be.
         """
-        if token:
-            search = replace(search, after=paging.decode(token, search, self.key))
-        dialect = self.engine.dialect.name
+        search = parameters.normalised(asked)
+        fields = parameters.fields(asked)
         with reading(self.engine) as connection:
-            rows = connection.execute(query.page(search, dialect)).all()
-            matched = rows[0][-1] if rows else -1
-            if matched < 0:
-                matched = connection.scalar(query.count(search, dialect)) or 0
-            if not rows and body is None and search.collections:
+            found = pages.find(connection, search, asked.token, self.key)
+            if not found.rows and request.method == "GET" and search.collections:
                 self._check_collection(connection, request)
         features = [
-            base.with_item_links(content, collection, id)
-            for collection, id, _, content, _ in rows[: search.limit]
+            _pruned(base, row, fields) if fields else base.with_item_links(*row)
+            for row in found.rows
         ]
         links = [base.link("root"), *links]
-        if body is None:
-            asked = f"?{request.url.query}" if request.url.query else ""
-            links.append({"rel": "self", "type": GEOJSON, "href": here + asked})
-        if len(rows) > search.limit:
-            collection, id, end, _, _ = rows[search.limit - 1]
-            following = paging.encode(Cursor(end, collection, id), search, self.key)
-            links.append(_next_link(request, here, following, body))
+        if request.method == "GET":
+            query = f"?{request.url.query}" if request.url.query else ""
+            links.append({"rel": "self", "type": GEOJSON, "href": here + query})
+        if found.following is not None:
+            links.append(_next_link(request, here, found.following, asked))
+        matched = b'"numberMatched":%d' % found.matched.number
+        if found.matched.error:
+            matched += b',"firnline:numberMatchedError":%d' % found.matched.error
         reply = (
-            b'{"type":"FeatureCollection","features":[%b],"links":%b,'
-            b'"numberMatched":%d,"numberReturned":%d}'
-            % (b",".join(features), orjson.dumps(links), matched, len(features))
+            b'{"type":"FeatureCollection","features":[%b],"links":%b,%b,"numberReturned":%d}'
+            % (
+                b",".join(features),
+                orjson.dumps(links),
+                matched,
+                len(features),
+            )
         )
         return JSONBytes(base.resolve(reply), media_type=GEOJSON)
 
@@ -275,18 +234,27 @@ class CatalogClient(BaseCoreClient):
             raise _no_collection(id)
 
 
-def _next_link(request: Request, here: str, token: str, body: parameters.SearchBody | None) -> Link:
+def _pruned(base: Base, row: pages.Row, fields: Fields) -> bytes:
+    """An item with the members that were asked for."""
+    item = fields.of_item(orjson.loads(row.content))
+    content = orjson.dumps(item)
+    if not fields.has("links"):
+        return content
+    return base.with_item_links(content, row.collection, row.id)
+
+
+def _next_link(request: Request, here: str, token: str, asked: parameters.SearchBody) -> Link:
     """The next page (STAC API - Item Search, Paging): for POST with the whole body, not merged."""
     link: Link = {"rel": "next", "type": GEOJSON}
-    if body is not None:
-        whole = {**body.model_dump(exclude_unset=True), "token": token}
+    if request.method == "POST":
+        whole = {**asked.model_dump(exclude_unset=True, by_alias=True), "token": token}
         return link | {"method": "POST", "href": here, "body": whole}
-    asked = [
+    query = [
         (name, value)
         for name, value in parse_qsl(request.url.query, keep_blank_values=True)
         if name != "token"
     ]
-    return link | {"method": "GET", "href": f"{here}?{urlencode([*asked, ('token', token)])}"}
+    return link | {"method": "GET", "href": f"{here}?{urlencode([*query, ('token', token)])}"}
 
 
 def _no_collection(id: str) -> NotFoundError:

@@ -10,7 +10,9 @@ from sqlalchemy import Engine
 
 from firnline.api import paging
 from firnline.api.app import create_app
-from firnline.api.query import Cursor, Search
+from firnline.api.matched import Matched
+from firnline.api.paging import Place
+from firnline.api.query import Cursor, Search, Way
 from firnline.database import ItemRow, retire_items, writing
 from firnline.errors import TokenError
 from firnline.settings import Settings
@@ -104,22 +106,23 @@ def test_a_token_outlives_the_process_and_serves_another(
 
 class TestToken:
     KEY = paging.key_for("sqlite:///x")
-    CURSOR = Cursor(datetime(2020, 1, 1, 0, 0, 0, 123456, tzinfo=UTC), CUBES, "ü/id")
+    VALUES = (datetime(2020, 1, 1, 0, 0, 0, 123456, tzinfo=UTC), 0.1, None, "ü")
+    PLACE = Place(Cursor(VALUES, CUBES, "ü/id"), Way.WALK, Matched(98_000, 5_000))
     SEARCH = Search(collections=(CUBES,))
 
     def test_round_trip(self) -> None:
-        token = paging.encode(self.CURSOR, self.SEARCH, self.KEY)
-        assert paging.decode(token, self.SEARCH, self.KEY) == self.CURSOR
+        token = paging.encode(self.PLACE, self.SEARCH, self.KEY)
+        assert paging.decode(token, self.SEARCH, self.KEY) == self.PLACE
 
     def test_not_for_another_search_or_database(self) -> None:
-        token = paging.encode(self.CURSOR, self.SEARCH, self.KEY)
+        token = paging.encode(self.PLACE, self.SEARCH, self.KEY)
         with pytest.raises(TokenError, match="token"):
             paging.decode(token, Search(), self.KEY)
         with pytest.raises(TokenError):
             paging.decode(token, self.SEARCH, paging.key_for("sqlite:///y"))
 
     def test_any_changed_bit_is_noticed(self) -> None:
-        token = paging.encode(self.CURSOR, self.SEARCH, self.KEY)
+        token = paging.encode(self.PLACE, self.SEARCH, self.KEY)
         raw = bytearray(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         for bit in range(8 * len(raw)):
             raw[bit // 8] ^= 1 << bit % 8

@@ -7,22 +7,24 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from firnline.api import query
 from firnline.api.area import from_bbox
-from firnline.api.query import Cursor, Search
+from firnline.api.query import NEWEST, Cursor, Search, SortKey, Way
 
 DIALECTS = {"sqlite": sqlite.dialect(), "postgresql": postgresql.dialect()}
-AFTER = Cursor(datetime(2020, 1, 1, tzinfo=UTC), "itslive-cubes", "x")
+AFTER = Cursor((datetime(2020, 1, 1, tzinfo=UTC),), "itslive-cubes", "x")
 AREA = from_bbox([170, 60, -170, 80])
 
 
-def sql(search: Search, dialect: str, what=query.page) -> str:
-    return " ".join(str(what(search, dialect).compile(dialect=DIALECTS[dialect])).split())
+def sql(search: Search, dialect: str, way: Way = Way.GATHER) -> str:
+    statement = query.page(search, way, dialect)
+    return " ".join(str(statement.compile(dialect=DIALECTS[dialect])).split())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_never_an_offset(dialect: str) -> None:
+@pytest.mark.parametrize("way", Way)
+def test_never_an_offset(dialect: str, way: Way) -> None:
     for after in (None, AFTER):
         for area in (None, AREA):
-            text = sql(Search(after=after, area=area), dialect)
+            text = sql(Search(after=after, area=area), dialect, way)
             assert "LIMIT" in text
             assert "ORDER BY" in text
             if dialect == "postgresql":
@@ -30,10 +32,28 @@ def test_never_an_offset(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_predicate_runs_once_for_a_page_and_its_count(dialect: str) -> None:
+def test_gathered_matches_are_found_once_for_the_page_and_their_number(dialect: str) -> None:
     text = sql(Search(area=AREA, after=AFTER), dialect)
     assert text.count("ST_Intersects") == 1
     assert "count(*)" in text
+    assert "AS MATERIALIZED" in text  # else the order's index would be walked for a few matches
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_walking_looks_nothing_up(dialect: str) -> None:
+    text = sql(Search(area=AREA, start=AFTER.values[0]), dialect, Way.WALK)
+    assert "rtree" not in text
+    assert "count(*)" not in text
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_walk_goes_on_with_a_seek_for_each_column(dialect: str) -> None:
+    order = (*NEWEST, SortKey("start_datetime"), SortKey("platform"))
+    values = (AFTER.values[0], AFTER.values[0], None, "landsat-8")
+    after = Cursor(values, AFTER.collection, AFTER.id)
+    text = sql(Search(order=order, after=after), dialect, Way.WALK)
+    # end, start, (no later number than none), platform as a word, and the id itself
+    assert text.count("UNION ALL") == 3
 
 
 def test_postgis_gets_a_geometry_and_no_rtree() -> None:
@@ -44,7 +64,7 @@ def test_postgis_gets_a_geometry_and_no_rtree() -> None:
 
 def test_sqlite_asks_the_rtree_with_time() -> None:
     start, end = datetime(2000, 1, 2, tzinfo=UTC), datetime(2000, 1, 3, tzinfo=UTC)
-    statement = query.page(Search(area=AREA, start=start, end=end), "sqlite")
+    statement = query.page(Search(area=AREA, start=start, end=end), Way.GATHER, "sqlite")
     compiled = statement.compile(dialect=DIALECTS["sqlite"])
     text = " ".join(str(compiled).split())
     assert "UNION ALL" in text  # a seek on each side of the antimeridian
@@ -64,6 +84,9 @@ def test_fingerprint_tells_searches_apart_and_not_their_pages() -> None:
         Search(ids=("a",), area=AREA),
         Search(ids=("a", "b")),
         Search(collections=("a", "b"), area=AREA),
-        Search(ids=("a", "b"), area=AREA, end=AFTER.end),
+        Search(ids=("a", "b"), area=AREA, end=AFTER.values[0]),
+        Search(ids=("a", "b"), area=AREA, filter={"op": "=", "args": [1, 1]}),
+        Search(ids=("a", "b"), area=AREA, words=("ice",)),
+        Search(ids=("a", "b"), area=AREA, order=(SortKey("id"),)),
     ]
-    assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 8

@@ -342,7 +342,7 @@ def test_a_count_reads_no_item(sqlite_url: str) -> None:
     with reading(engine) as connection:
         for statement in (
             query.count(query.Search(), "sqlite"),
-            query.page(query.Search(), "sqlite"),
+            query.page(query.Search(), query.Way.WALK, "sqlite"),
         ):
             compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()

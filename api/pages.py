@@ -1,0 +1,61 @@
+"""One page of a search: found, counted, and where the next one starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from firnline.api import matched, paging, query
+from firnline.api.matched import Matched
+from firnline.api.paging import Place
+from firnline.api.query import Cursor, Search
+
+
+class Row(NamedTuple):
+    """A stored item."""
+
+    content: bytes
+    collection: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Items of a page, the number of all matches, and the token of the next page or None."""
+
+    rows: list[Row]
+    matched: Matched
+    following: str | None
+
+
+def find(connection: Connection, search: Search, token: str | None, key: bytes) -> Page:
+    """The first page of a search, or the one that a token stands for.
+
+    Raises
+    ------
+    TokenError
+        This server did not make the token, or not for this search.
+    """
+    number: Matched | None
+    if token:
+        place = paging.decode(token, search, key)
+        search = replace(search, after=place.cursor)
+        way, number = place.way, place.matched
+    else:
+        way, number = matched.choose(connection, search)
+    found = connection.execute(query.page(search, way, connection.dialect.name)).all()
+    rows = found[: search.limit]
+    if not token:
+        if len(found) <= search.limit:  # that is all
+            number = Matched(len(rows))
+        elif number is None:
+            number = Matched(found[0].matched)
+    assert number is not None
+    following = None
+    if len(found) > search.limit:
+        collection, id, _, _, *values = rows[-1]
+        place = Place(Cursor(tuple(values), collection, id), way, number)
+        following = paging.encode(place, search, key)
+    return Page([Row(row.content, row.collection, row.id) for row in rows], number, following)
