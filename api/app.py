@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from firnline.api import errors, files, harvests, health, pairs, processes
-from firnline.api.middleware import BodyLimit, Failsafe
+from firnline.api.middleware import BodyLimit, Compress, Failsafe
 from firnline.api.parameters import ItemsParameters, SearchBody, SearchParameters
 from firnline.api.search import STAC_VERSION, CatalogClient
 from firnline.database import connect
@@ -101,6 +101,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         middlewares=[
             Middleware(BodyLimit),
             Middleware(Failsafe),
+            Middleware(Compress),
             Middleware(
                 CORSMiddleware,
                 allow_origins=["*"],

@@ -42,8 +42,6 @@ class Area:
     shape: BaseGeometry
     boxes: tuple[Box, ...]
     """One box around it, or two on both sides of the antimeridian."""
-    rectangular: bool
-    """Whether the boxes are the area itself."""
 
     @cached_property
     def wkb(self) -> bytes:
@@ -87,7 +85,7 @@ def from_bbox(values: Sequence[float]) -> Area | None:
     if boxes == ((-180.0, -90.0, 180.0, 90.0),):
         return None
     parts = [_rectangle(box) for box in boxes]
-    return Area(parts[0] if len(parts) == 1 else _collected(parts), boxes, rectangular=True)
+    return Area(parts[0] if len(parts) == 1 else _collected(parts), boxes)
 
 
 def from_bounds(values: Sequence[float], crs: str) -> Area:
@@ -135,7 +133,7 @@ def from_geojson(geometry: object, crs: str | None = None) -> Area:
     if not shapes:
         raise GeometryError("intersects has no coordinates")
     shape = shapes[0] if len(shapes) == 1 else _collected(shapes)
-    return Area(shape, _boxes(shapes), rectangular=False)
+    return Area(shape, _boxes(shapes))
 
 
 def _projected(geometry: object, crs: str) -> Iterator[BaseGeometry]:
@@ -170,7 +168,7 @@ def _outlined(outlines: Sequence[BaseGeometry]) -> Area:
     shapes = [part for outline in outlines for part in shapely.get_parts(outline)]
     if not shapes:
         raise GeometryError("intersects has no coordinates")
-    return Area(shapes[0] if len(shapes) == 1 else _collected(shapes), _boxes(shapes), False)
+    return Area(shapes[0] if len(shapes) == 1 else _collected(shapes), _boxes(shapes))
 
 
 def _spans(west: float, east: float) -> list[tuple[float, float]]:

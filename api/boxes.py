@@ -1,8 +1,8 @@
-"""Where items are, asked of the database: the exact predicate, and what finds candidates for it.
+"""Where items are, asked of the database.
 
-The exact predicate is ``ST_Intersects`` on both. PostGIS finds candidates by its GiST index
-itself; on SQLite they come from the R*Tree, and what lies wholly within a bounding box is taken
-without asking further.
+The predicate is ``ST_Intersects`` on both. PostGIS finds candidates by its GiST index itself; on
+SQLite they come from the R*Tree and are tried all at once (``ST_Intersecting``), which takes a
+third of the time that a call for each would.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Select, func, literal, or_, select, union_all
+from sqlalchemy import Boolean, ColumnElement, Select, func, literal, select, union_all
 
 from firnline.api.area import Area
 from firnline.tables import Footprint, items, items_rtree, to_microseconds
@@ -22,35 +22,35 @@ Conditions = list[ColumnElement[bool]]
 
 
 def intersects(area: Area) -> ColumnElement[bool]:
-    """The exact predicate."""
+    """Whether an item intersects the area, asked of one item."""
     return func.ST_Intersects(items.c.footprint, literal(area.wkb, Footprint()), type_=Boolean())
 
 
-def meets(area: Area, start: datetime | None, end: datetime | None, dialect: str) -> Conditions:
-    """Items that intersect the area; candidates are looked up in the interval only."""
-    exact = intersects(area)
+def found(
+    area: Area, start: datetime | None, end: datetime | None, dialect: str
+) -> ColumnElement[bool]:
+    """The same looked up, with candidates in the interval only."""
     if dialect != "sqlite":
-        return [exact]
-    times = in_time(start, end)
-    if area.rectangular:
-        within = items.c.key.in_(_found([[*box, *times] for box in _within(area)]))
-        exact = or_(within, exact)
-    return [items.c.key.in_(_found([[*box, *times] for box in _near(area)])), exact]
-
-
-def in_time(start: datetime | None, end: datetime | None) -> Conditions:
-    """An interval in the R*Tree: coarse, never too narrow (32-bit floats)."""
-    times: Conditions = []
-    if end is not None:
-        times.append(items_rtree.c.start <= _days(end))
-    if start is not None:
-        times.append(items_rtree.c.end >= _days(start))
-    return times
+        return intersects(area)
+    near = _keys([[*box, *_in_time(start, end)] for box in _near(area)])
+    keys = select(func.ST_Intersecting(items.c.key, items.c.footprint, area.wkb)).where(
+        items.c.key.in_(near)
+    )
+    return items.c.key.in_(select(func.json_each(keys.scalar_subquery()).table_valued("value")))
 
 
 def overlapping(start: datetime | None, end: datetime | None) -> ColumnElement[bool]:
     """On SQLite: candidates for an interval, wherever they are."""
-    return items.c.key.in_(_found([in_time(start, end)]))
+    return items.c.key.in_(_keys([_in_time(start, end)]))
+
+
+def candidates(
+    area: Area | None, start: datetime | None, end: datetime | None, most: int
+) -> Select[Any]:
+    """On SQLite: how many boxes are near the area and the interval, counted up to `most`."""
+    boxes = [[*box, *_in_time(start, end)] for box in (_near(area) if area else [[]])]
+    near = _keys(boxes).limit(most).subquery()
+    return select(func.count()).select_from(near)
 
 
 def _near(area: Area) -> list[Conditions]:
@@ -61,15 +61,17 @@ def _near(area: Area) -> list[Conditions]:
     ]
 
 
-def _within(area: Area) -> list[Conditions]:
-    tree = items_rtree.c
-    return [
-        [tree.west >= west, tree.east <= east, tree.south >= south, tree.north <= north]
-        for west, south, east, north in area.boxes
-    ]
+def _in_time(start: datetime | None, end: datetime | None) -> Conditions:
+    """An interval in the R*Tree: coarse, never too narrow (32-bit floats)."""
+    times: Conditions = []
+    if end is not None:
+        times.append(items_rtree.c.start <= _days(end))
+    if start is not None:
+        times.append(items_rtree.c.end >= _days(start))
+    return times
 
 
-def _found(sets: Sequence[Conditions]) -> Select[Any]:
+def _keys(sets: Sequence[Conditions]) -> Select[Any]:
     """Keys of the items with a box in the R*Tree that meets any of the sets of conditions.
 
     A UNION, since an OR of boxes would make SQLite read the whole tree.

@@ -7,7 +7,6 @@ table ``subsets`` knows is served, from below its own folder, whatever the path 
 from __future__ import annotations
 
 import re
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from firnline.api.conditional import not_modified
 from firnline.api.errors import problem
 from firnline.database import reading
 from firnline.errors import NotFoundError
@@ -36,7 +36,6 @@ MEDIA_TYPES = {
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}", re.ASCII)
-_KEPT = ("cache-control", "etag", "last-modified")
 
 
 class _PublishedFile(FileResponse):
@@ -93,10 +92,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
             media_type=media_type,
             stat_result=stat,
         )
-        if _is_not_modified(request.headers, reply.headers):
-            kept = {name: value for name, value in reply.headers.items() if name in _KEPT}
-            return Response(status_code=304, headers=kept)
-        return reply
+        return not_modified(request.headers, reply) or reply
 
     return router
 
@@ -115,18 +111,3 @@ def _below(folder: Path, path: str) -> Path | None:
     except (OSError, RuntimeError):
         return None
     return file if file.is_relative_to(inside) and file.is_file() else None
-
-
-def _is_not_modified(asked: Headers, reply: Headers) -> bool:
-    """RFC 9110, 13.2.2: If-None-Match, compared weakly, goes before If-Modified-Since."""
-    tags = asked.get("if-none-match")
-    if tags is not None:
-        known = [tag.strip().removeprefix("W/") for tag in tags.split(",")]
-        return "*" in known or reply["etag"] in known
-    since = asked.get("if-modified-since")
-    if since is None:
-        return False
-    try:
-        return parsedate_to_datetime(since) >= parsedate_to_datetime(reply["last-modified"])
-    except (TypeError, ValueError):
-        return False

@@ -18,8 +18,12 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from firnline.api.conditional import not_modified, tag_of
 
 JSON = "application/json"
 GEOJSON = "application/geo+json"
@@ -37,13 +41,22 @@ _OWN = b'"links":['
 class JSONBytes(Response):
     """A reply of bytes that are JSON already.
 
-    Caches have to ask again: QGIS kept showing pages of yesterday otherwise.
+    Caches have to ask again, or QGIS would go on showing pages of yesterday; what has not changed
+    is not sent again.
     """
 
     media_type = JSON
 
     def __init__(self, content: bytes, status: int = 200, media_type: str = JSON) -> None:
-        super().__init__(content, status, {"Cache-Control": "no-cache"}, media_type)
+        headers = {"Cache-Control": "no-cache", "ETag": tag_of(content)}
+        super().__init__(content, status, headers, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, or 304 to a GET that has it."""
+        asked = Headers(scope=scope)
+        conditional = scope["method"] in ("GET", "HEAD") and self.status_code == 200
+        short = not_modified(asked, self) if conditional else None
+        await (super().__call__ if short is None else short)(scope, receive, send)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import orjson
 from sqlalchemy import Connection, Float, Integer, Select, and_, case, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from firnline.api import query
+from firnline.api import boxes, query
 from firnline.api.query import Search, Way
 from firnline.tables import LIVING, items
 
@@ -77,6 +77,11 @@ def choose(connection: Connection, search: Search) -> tuple[Way, Matched | None]
         if not search.bare:
             return Way.GATHER, None
         return Way.WALK, Matched(connection.scalar(query.count(search, dialect)) or 0)
+    if dialect == "sqlite" and (search.area or search.start or search.end):
+        most = math.isqrt(span * search.limit)
+        near = boxes.candidates(search.area, search.start, search.end, most)
+        if (connection.scalar(near) or 0) < most:  # the R*Tree tells sooner than a sample
+            return Way.GATHER, None
     tried = Trial(span, connection.scalar(_sample(search, dialect)) or 0)
     if query.is_indexed(search, dialect) and tried.expected**2 < span * search.limit:
         return Way.GATHER, None
@@ -95,7 +100,8 @@ def _sample(search: Search, dialect: str) -> Select[Any]:
     if dialect == "sqlite":
         place = func.json_each(orjson.dumps(_PLACES).decode()).table_valued("value", name="place")
     else:
-        place = func.unnest(literal(_PLACES, ARRAY(Float))).table_valued("value", name="place")
+        places = func.unnest(literal(_PLACES, ARRAY(Float)))
+        place = places.table_valued("value").render_derived(name="place")
     first = select(func.min(items.c.key)).scalar_subquery()
     span = select(_span().scalar_subquery().label("span"), first.label("first")).cte("ends")
     key = span.c.first + cast(func.floor(place.c.value * span.c.span), Integer)

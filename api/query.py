@@ -24,12 +24,10 @@ from sqlalchemy import (
     Select,
     and_,
     case,
-    false,
     func,
     literal,
     or_,
     select,
-    tuple_,
     union_all,
 )
 from sqlalchemy.sql.selectable import FromClause
@@ -202,7 +200,7 @@ def conditions(search: Search, way: Way, dialect: str) -> list[ColumnElement[boo
     if search.area is not None and way is Way.WALK:
         met.append(boxes.intersects(search.area))
     elif search.area is not None:
-        met += boxes.meets(search.area, search.start, search.end, dialect)
+        met.append(boxes.found(search.area, search.start, search.end, dialect))
     elif (search.start or search.end) and way is Way.GATHER and dialect == "sqlite":
         met.append(boxes.overlapping(search.start, search.end))
     return met
@@ -259,5 +257,7 @@ def _seeks(keys: Sequence[_Key], source: Any, after: Cursor) -> list[ColumnEleme
         later = key.column < value if key.descending else key.column > value
         seeks.append(and_(*equal, or_(later, key.column.is_(None)) if key.nullable else later))
         equal.append(key.column == value)
-    last = tuple_(source.c.collection, source.c.id) > tuple_(after.collection, after.id)
-    return [*seeks, and_(*equal, last)] if seeks or equal else [last or false()]
+    # Not a comparison of rows, for which PostgreSQL leaves the order's index for that of the ids.
+    collection, id = source.c.collection, source.c.id
+    last = or_(collection > after.collection, id > after.id)
+    return [*seeks, and_(*equal, collection >= after.collection, last)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import shapely
 from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
@@ -86,6 +87,26 @@ def _st_intersects(stored: bytes, asked: bytes) -> bool:
     return bool(_prepared(asked).intersects(shapely.from_wkb(stored)))
 
 
+class _Intersecting:
+    """Aggregate on SQLite: JSON of the keys whose footprint intersects `asked`, tried at once."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []
+        self.stored: list[bytes] = []
+        self.asked = b""
+
+    def step(self, key: int, stored: bytes, asked: bytes) -> None:
+        self.keys.append(key)
+        self.stored.append(stored)
+        self.asked = asked
+
+    def finalize(self) -> str:
+        if not self.keys:
+            return "[]"
+        hits = shapely.intersects(_prepared(self.asked), shapely.from_wkb(self.stored))
+        return orjson.dumps(np.array(self.keys)[hits], option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
 def connect(url: str) -> Engine:
     """Open the database at an SQLAlchemy URL; the schema is not touched.
 
@@ -134,11 +155,13 @@ def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     # so that two statements of one read can see different states: firnline begins them itself.
     dbapi_connection.isolation_level = None
     dbapi_connection.create_function("ST_Intersects", 2, _st_intersects, deterministic=True)
+    dbapi_connection.create_aggregate("ST_Intersecting", 3, _Intersecting)
     for pragma in (
         "journal_mode=WAL",
         "synchronous=NORMAL",
         "foreign_keys=ON",
         "busy_timeout=30000",
+        "mmap_size=2147418112",  # pages are read where they are, not copied
         "cache_size=-65536",  # KiB: its 2 MB would be written and read again in large harvests
     ):
         dbapi_connection.execute(f"PRAGMA {pragma}")

@@ -29,7 +29,6 @@ class TestBBox:
         assert same(area, shapely.box(-50, 69, -49, 70))
         assert area is not None
         assert area.boxes == ((-50, 69, -49, 70),)
-        assert area.rectangular
 
     def test_heights_decide_nothing(self) -> None:
         assert same(from_bbox([-50, 69, -100, -49, 70, 3000]), shapely.box(-50, 69, -49, 70))

@@ -1,5 +1,6 @@
 """The SELECTs, compiled for both databases without either."""
 
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -34,7 +35,7 @@ def test_never_an_offset(dialect: str, way: Way) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_gathered_matches_are_found_once_for_the_page_and_their_number(dialect: str) -> None:
     text = sql(Search(area=AREA, after=AFTER), dialect)
-    assert text.count("ST_Intersects") == 1
+    assert len(re.findall(r"ST_Intersect\w+\(", text)) == 1
     assert "count(*)" in text
     assert "AS MATERIALIZED" in text  # else the order's index would be walked for a few matches
 
