@@ -157,6 +157,7 @@ def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.create_function("ST_Intersects", 2, _st_intersects, deterministic=True)
     dbapi_connection.create_aggregate("ST_Intersecting", 3, _Intersecting)
     for pragma in (
+        "page_size=16384",  # of a new file: items are large, upserts take 3/4 of 4096's time
         "journal_mode=WAL",
         "synchronous=NORMAL",
         "foreign_keys=ON",
