@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from math import ceil, floor
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import orjson
@@ -40,6 +40,7 @@ DATACUBE = f"{_EXTENSIONS}/datacube/v2.3.0/schema.json"
 ALTERNATE = f"{_EXTENSIONS}/alternate-assets/v1.2.0/schema.json"
 VERSION = f"{_EXTENSIONS}/version/v1.2.0/schema.json"
 XARRAY = f"{_EXTENSIONS}/xarray-assets/v1.0.0/schema.json"
+FILE = f"{_EXTENSIONS}/file/v2.1.0/schema.json"
 SCIENTIFIC = f"{_EXTENSIONS}/scientific/v1.0.0/schema.json"
 
 FIRST_YEAR = 1982
@@ -56,6 +57,12 @@ _NAME = re.compile(r"_EPSG(\d+)_G(\d+)_X(-?\d+)_Y(-?\d+)$")
 _GENERATION = re.compile(r"/(?:datacubes|timeseries)/v0*(\d+(?:\.\d+)*)")
 
 
+TileSource = Literal["geometry_epsg", "proj_polygon", "file name", "cube"]
+"""Where the area of a cube comes from, the best first: the catalog's own polygon; another one of
+the catalog; the centre that the file name tells, with the size that all tiles had until version
+2.2; and in place of that the cube's own attributes, once it was read."""
+
+
 @dataclass(frozen=True)
 class CubeRecord:
     """One datacube as a catalog has it."""
@@ -69,6 +76,8 @@ class CubeRecord:
     """The area that the cube covers, in its own CRS, metres."""
     footprint: Outline
     """The same in lon/lat."""
+    tile_from: TileSource = "geometry_epsg"
+    """What told the tile."""
     rgi: int | None = None
     """Number of the region in the Randolph Glacier Inventory."""
     region: str | None = None
@@ -163,6 +172,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         ("itslive:roi_percent_coverage", record.roi_percent_coverage),
         ("itslive:region", record.region),
         ("itslive:rgi_code", record.rgi),
+        ("itslive:footprint_from", _unusual(record.tile_from)),
     ):
         if value is not None:
             properties[key] = value
@@ -203,6 +213,10 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         }
     extensions = [PROJECTION, DATACUBE, VERSION, XARRAY]
     return _item(CUBES, record.id, record.footprint, properties, assets, extensions)
+
+
+def _unusual(source: TileSource) -> TileSource | None:
+    return None if source == "geometry_epsg" else source
 
 
 def _number(version: str) -> tuple[int, ...]:

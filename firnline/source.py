@@ -135,6 +135,13 @@ class Source:
         blob = self._get(path, {"range": (start, start + length)})
         return self._checked(path, blob, length)
 
+    def get_start(self, path: str, length: int) -> Blob:
+        """Read the first `length` bytes of an object, or all if there are fewer.
+
+        Raises as :meth:`get`.
+        """
+        return self._get(path, {"range": (0, length)})
+
     def get_suffix(self, path: str, length: int) -> Blob:
         """Read the last `length` bytes of an object. Raises as :meth:`get_range`."""
         return self._checked(path, self._get(path, {"range": {"suffix": length}}), length)

@@ -61,7 +61,7 @@ def schemas() -> Any:
 
 def test_same_as_the_items_of_itslive(published: dict[str, dict[str, Any]]) -> None:
     """Ids, asset keys, addresses, roles, titles, times and projections of all 582."""
-    records, failures, _ = mosaic_records([ROOT], one_cube_a_region())
+    records, failures = mosaic_records([ROOT], one_cube_a_region())
     assert not failures
     ours = {
         item["id"]: item for item in map(items.mosaic_item, records) if "_V02" not in item["id"]
@@ -84,7 +84,7 @@ def test_same_as_the_items_of_itslive(published: dict[str, dict[str, Any]]) -> N
 
 
 def test_version_2_ends_in_2022() -> None:
-    records, _, _ = mosaic_records([ROOT], [greenland()])
+    records, _ = mosaic_records([ROOT], [greenland()])
     years: dict[str, list[int | None]] = {}
     for record in records:
         years.setdefault(record.version, []).append(record.year)
@@ -93,30 +93,11 @@ def test_version_2_ends_in_2022() -> None:
 
 
 def test_a_region_without_cubes_is_told() -> None:
-    records, failures, missing = mosaic_records([ROOT], [greenland(), Cube(None, box(0, 0, 1, 1))])
+    records, failures = mosaic_records([ROOT], [greenland(), Cube(None, box(0, 0, 1, 1))])
     assert {record.region for record in records} == {5}
     assert len(failures) == 15
     assert {failure.id for failure in failures} >= {"RGI01A", "RGI19A"}
     assert all("no known cube" in failure.reason for failure in failures)
-    assert missing == 0
-
-
-def test_only_what_exists() -> None:
-    asked: list[str] = []
-
-    def exists(urls: list[str]) -> list[bool]:
-        asked.extend(urls)
-        return ["_2018_" in url or "_0000_" in url for url in urls]
-
-    records, _, missing = mosaic_records([ROOT], [greenland()], exists=exists)
-    assert sorted(items.mosaic_id(record) for record in records) == [
-        "RGI05A_ANNUAL_2018",
-        "RGI05A_ANNUAL_2018_V02",
-        "RGI05A_STATIC",
-        "RGI05A_STATIC_V02",
-    ]
-    assert len(asked) == len(records) + missing == 82
-    assert asked[0] == f"{ROOT}/v2/static/cog/ITS_LIVE_velocity_120m_RGI05A_0000_v02_v.tif"
 
 
 def test_outlines_end_where_those_of_itslive_end(
@@ -140,7 +121,7 @@ def test_the_outline_is_not_a_box(real_cubes: list[Cube]) -> None:
 
 
 def test_all_mosaics_are_valid(schemas: Any, real_cubes: list[Cube]) -> None:
-    records, _, _ = mosaic_records([ROOT], real_cubes)
+    records, _ = mosaic_records([ROOT], real_cubes)
     made = [items.mosaic_item(record) for record in records]
     assert len(made) == len({item["id"] for item in made}) == 1132
     small = items.to_geojson(box(0, 0, 1, 1))
