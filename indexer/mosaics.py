@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import shapely
 from shapely import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
+from shapely.geometry.polygon import orient
 
 from firnline.footprint import Outline, bbox
 from firnline.indexer.catalog import Failure
@@ -141,7 +142,7 @@ def _within(outline: BaseGeometry, region: Region) -> bool:
 
 def _union(outlines: list[BaseGeometry]) -> Outline:
     # Tiles of one CRS have the same vertices on a common edge, so that nothing is left between.
-    union = shapely.union_all(outlines)
-    if isinstance(union, Polygon):
-        return union
-    return MultiPolygon([part for part in shapely.get_parts(union) if isinstance(part, Polygon)])
+    parts = shapely.get_parts(shapely.union_all(outlines))
+    # RFC 7946, section 3.1.6; a union winds as it likes
+    polygons = [orient(part) for part in parts if isinstance(part, Polygon)]
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)

@@ -4,8 +4,11 @@ import gzip
 import importlib.util
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -622,6 +625,30 @@ BAD_CATALOGS: list[tuple[bytes, str]] = [
 ]
 
 
+@contextmanager
+def redirecting(goal: str) -> Iterator[str]:
+    """A server that sends everyone elsewhere; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(301)
+            self.send_header("Location", goal + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class TestBadInput:
     """Whatever comes in place of a catalog, the one that is there stays."""
 
@@ -678,6 +705,30 @@ class TestBadInput:
         with pytest.raises(SourceUnreachableError):
             harvest(engine, served, [url], force=True)
         assert everything(engine) == before
+
+    def test_a_redirect_to_another_host(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        before: dict[str, Any],
+        tmp_path: Path,
+    ) -> None:
+        """Refused, unless that host is an allowed source as well."""
+        (tmp_path / "other").mkdir()
+        catalog(tmp_path / "other" / "catalog.json", *row_of_cubes(6))
+        with MirrorServer(tmp_path / "other") as other, redirecting(other.url) as moved:
+            allowed = (*served.allowed_sources, f"{moved}/")
+            careful = served.model_copy(update={"allowed_sources": allowed})
+            with pytest.raises(SourceNotAllowedError, match=other.url):
+                harvest(engine, careful, [f"{moved}/catalog.json"])
+            assert everything(engine) == before
+            assert not other.requests
+            assert other.url in (log_of(engine)[-1][2] or "")
+            trusting = served.model_copy(update={"allowed_sources": (*allowed, f"{other.url}/")})
+            report = harvest(engine, trusting, [f"{moved}/catalog.json"], mosaics=False)
+            # five cubes are the other catalog's too; the later harvest has them
+            assert report.total == Counts(added=1, unchanged=5)
 
     def test_bad_features_leave_the_rest(
         self,

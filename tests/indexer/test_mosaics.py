@@ -7,16 +7,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import shapely
+from pyproj import Geod, Transformer
 from shapely.geometry import box
 
 from firnline import items
-from firnline.footprint import bbox, footprint
+from firnline.footprint import TOLERANCE, bbox, footprint
 from firnline.indexer.catalog import read_catalog
-from firnline.indexer.mosaics import REGIONS, Cube, mosaic_records, region_outlines
+from firnline.indexer.mosaics import REGIONS, Cube, Region, mosaic_records, region_outlines
+from firnline.items import CubeRecord
 
 REPO = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
+GEOD = Geod(ellps="WGS84")
 ROOT = "https://its-live-data.s3.amazonaws.com/velocity_mosaic"
 
 
@@ -38,11 +43,16 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def real_cubes() -> list[Cube]:
+def real_records() -> list[CubeRecord]:
     path = DATA / "catalog_v02_2024.json"
     if not path.exists():
         pytest.skip(f"{path} is not here")
-    return [Cube(r.rgi, r.footprint) for r in read_catalog(path.read_bytes())[0]]
+    return read_catalog(path.read_bytes())[0]
+
+
+@pytest.fixture(scope="module")
+def real_cubes(real_records: list[CubeRecord]) -> list[Cube]:
+    return [Cube(r.rgi, r.footprint) for r in real_records]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +128,71 @@ def test_the_outline_is_not_a_box(real_cubes: list[Cube]) -> None:
     outline = region_outlines([cube for cube in real_cubes if cube.rgi == 5])[0][5]
     filled = outline.area / box(*outline.bounds).area
     assert 0.2 < filled < 0.7
+
+
+def test_the_outline_is_the_union_of_the_cubes(real_records: list[CubeRecord]) -> None:
+    """A point is in a mosaic's outline if it is in a cube of the region, in the cube's own CRS."""
+    outlines, _ = region_outlines([Cube(r.rgi, r.footprint) for r in real_records])
+    rng = np.random.default_rng(0)
+    checked = inside = 0
+    for region in REGIONS:
+        west, south, east, north = region.box
+        members = members_of(region, real_records)
+        lon = rng.uniform(west, east, 300)
+        lat = rng.uniform(south, north, 300)
+        for member in rng.choice(np.array(members, object), 10):  # and some about its edges
+            corners = shapely.get_coordinates(member.footprint)
+            near = corners[rng.integers(0, len(corners), 10)] + rng.normal(0, 0.05, (10, 2))
+            lon, lat = np.r_[lon, near[:, 0]], np.r_[lat, np.clip(near[:, 1], -90, 90)]
+        lon = (lon + 180) % 360 - 180
+        expected = np.zeros(len(lon), bool)
+        doubtful = np.zeros(len(lon), bool)
+        for epsg in {member.epsg for member in members}:
+            to_xy = Transformer.from_crs("OGC:CRS84", epsg, always_xy=True)
+            points = shapely.points(*to_xy.transform(lon, lat))
+            for member in members:
+                if member.epsg == epsg:
+                    expected |= shapely.contains(member.tile, points)
+                    doubtful |= shapely.dwithin(member.tile.exterior, points, TOLERANCE)
+        found = shapely.contains_xy(outlines[region.number], lon, lat)
+        assert (found == expected)[~doubtful].all(), region.number
+        checked += int((~doubtful).sum())
+        inside += int(expected.sum())
+    assert checked > 6_000
+    assert 1_500 < inside < 4_500
+
+
+def test_the_outline_has_the_area_of_the_cubes(real_records: list[CubeRecord]) -> None:
+    """Greenland and Antarctica: cubes of one CRS abut, so that their areas add up."""
+    outlines, _ = region_outlines([Cube(r.rgi, r.footprint) for r in real_records])
+    for region in REGIONS:
+        members = members_of(region, real_records)
+        if region.number in (5, 19):
+            assert len({member.epsg for member in members}) == 1
+            total = sum(area(member.footprint) for member in members)
+            assert area(outlines[region.number]) == pytest.approx(total, rel=1e-6)
+        for part in shapely.get_parts(outlines[region.number]):
+            assert shapely.is_ccw(part.exterior)
+            assert not any(shapely.is_ccw(hole) for hole in part.interiors)
+
+
+def members_of(region: Region, records: list[CubeRecord]) -> list[CubeRecord]:
+    """Cubes with the region's number that lie in its box."""
+    west, south, east, north = region.box
+    return [
+        record
+        for record in records
+        if record.rgi in region.rgi
+        and (bounds := bbox(record.footprint))
+        and west - 0.1 <= bounds[0] <= bounds[2] <= east + 0.1
+        and south - 0.1 <= bounds[1] <= bounds[3] <= north + 0.1
+    ]
+
+
+def area(outline: Any) -> float:
+    """Geodesic area (m2) of what has straight edges in lon/lat."""
+    fine = shapely.segmentize(outline, 0.05)
+    return float(sum(GEOD.geometry_area_perimeter(part)[0] for part in shapely.get_parts(fine)))
 
 
 def test_all_mosaics_are_valid(schemas: Any, real_cubes: list[Cube]) -> None:

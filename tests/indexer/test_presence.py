@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -93,6 +94,27 @@ class TestPresent:
             "proj:bbox": [7.5, 640.0, 247.5, 1000.0],
         }
         assert there["properties"]["proj:code"] == "EPSG:3413"
+
+    def test_it_is_valid(self) -> None:
+        """By the schemas of STAC and its extensions."""
+        spec = importlib.util.spec_from_file_location(
+            "firnline_test_schemas", Path(__file__).parents[1] / "schemas.py"
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not (module.SCHEMAS / "index.json").exists():
+            pytest.skip(f"{module.SCHEMAS} is not here")
+        item = mosaic()
+        files = known(item, **dict.fromkeys(item["assets"], True))
+        url = item["assets"]["cog_v"]["href"]
+        grid = Grid((3, 2), (120.0, 0.0, 7.5, 0.0, -120.0, 1000.0))
+        files[url] = replace(files[url], grid=grid)
+        there = present(item, files)
+        assert there is not None
+        assert {"proj:shape", "proj:transform", "proj:bbox"} < there["properties"].keys()
+        assert module.StacSchemas().problems(there) == []
 
 
 class TestDue:
