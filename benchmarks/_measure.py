@@ -1,13 +1,14 @@
-"""What the benchmarks share: a function measured in a process of its own, and printing."""
+"""What the benchmarks share: a function measured in a process of its own, databases, printing."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,36 @@ def served(folder: Path, *, latency: float = 0.0) -> Iterator[str]:
             yield server.stdout.readline().strip()
         finally:
             server.terminate()
+
+
+@contextmanager
+def postgresql(given: str | None, options: Mapping[str, str] | None = None) -> Iterator[str | None]:
+    """URL of an empty database, made by what the tests use; None where there is no server.
+
+    `given` is a server to make it on; else one is started, with `options` or those of the tests,
+    which do without durability.
+    """
+    path = Path(__file__).parents[1] / "tests" / "databases.py"
+    spec = importlib.util.spec_from_file_location("databases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError:  # without pytest or psycopg
+        yield None
+        return
+    if given:
+        server = module.PostgresServer(given)
+        with server.database() as name:
+            yield server.url(name)
+        return
+    if not list(Path("/usr/share/postgresql").glob("*/extension/postgis.control")):
+        yield None
+        return
+    more = () if options is None else (options,)
+    with module._private_server(*more) as server, server.database() as name:
+        yield server.url(name)
 
 
 def table(rows: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:

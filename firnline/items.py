@@ -76,8 +76,6 @@ class CubeRecord:
     """The area that the cube covers, in its own CRS, metres."""
     footprint: Outline
     """The same in lon/lat."""
-    tile_from: TileSource = "geometry_epsg"
-    """What told the tile."""
     rgi: int | None = None
     """Number of the region in the Randolph Glacier Inventory."""
     region: str | None = None
@@ -86,6 +84,8 @@ class CubeRecord:
     roi_percent_coverage: float | None = None
     composite_url: str | None = None
     """Where the cube's annual composites are."""
+    tile_from: TileSource = "geometry_epsg"
+    """What told the tile."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
             "xarray:open_kwargs": OPEN_KWARGS,
         }
     extensions = [PROJECTION, DATACUBE, VERSION, XARRAY]
-    return _item(CUBES, record.id, record.footprint, properties, assets, extensions)
+    return _item(CUBES, record.id, _placed(record.footprint), properties, assets, extensions)
 
 
 def _unusual(source: TileSource) -> TileSource | None:
@@ -272,7 +272,8 @@ def mosaic_item(record: MosaicRecord) -> dict[str, Any]:
         "roles": ["overview", "browse"],
     }
     extensions = [PROJECTION, VERSION]
-    return _item(MOSAICS, mosaic_id(record), record.footprint, properties, assets, extensions)
+    place = _placed_once(record.footprint)
+    return _item(MOSAICS, mosaic_id(record), place, properties, assets, extensions)
 
 
 def mosaic_id(record: MosaicRecord) -> str:
@@ -355,10 +356,18 @@ def to_geojson(geometry: BaseGeometry) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": polygons}
 
 
+def _placed(footprint: Outline) -> dict[str, Any]:
+    return {"geometry": to_geojson(footprint), "bbox": bbox(footprint)}
+
+
+# The mosaics of a region share one outline of thousands of vertices: made and kept once.
+_placed_once = lru_cache(maxsize=64)(_placed)
+
+
 def _item(
     collection: str,
     id: str,
-    footprint: Outline,
+    place: dict[str, Any],
     properties: dict[str, Any],
     assets: dict[str, dict[str, Any]],
     extensions: list[str],
@@ -374,8 +383,7 @@ def _item(
         "stac_extensions": extensions,
         "id": id,
         "collection": collection,
-        "geometry": to_geojson(footprint),
-        "bbox": bbox(footprint),
+        **place,
         "properties": properties,
         "assets": assets,
     }
