@@ -47,6 +47,25 @@ def _peak_mb() -> float:
     raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
 
 
+def server_cpu(backend: int) -> float:
+    """CPU seconds so far of a PostgreSQL server on this machine, all its processes together.
+
+    `backend` is the process of any of its connections (``pg_backend_pid``).
+    """
+    times: dict[int, tuple[int, list[int]]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        times[int(path.parent.name)] = int(fields[1]), [int(field) for field in fields[11:15]]
+    server = times[backend][0]
+    # of the server's own process also what those took that have ended
+    ticks = sum(times[server][1])
+    ticks += sum(sum(own[:2]) for parent, own in times.values() if parent == server)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def served(folder: Path, *, latency: float = 0.0) -> Iterator[str]:
     """Serve a mirror from a process of its own; yields its URL."""

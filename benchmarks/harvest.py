@@ -32,11 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import postgresql
+from _measure import postgresql, server_cpu, table
 from pyproj import Transformer
 from shapely import Polygon
 from shapely.affinity import translate
 from shapely.geometry import box
+from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
 from firnline.collections import collection
@@ -177,31 +178,47 @@ def synthetic_rows(count: int, batch: int = 10_000) -> Iterator[list[ItemRow]]:
         yield rows
 
 
+def rates(count: int, seconds: float, cpu: float) -> dict[str, int]:
+    """Items a second, and a second of CPU: what holds on a machine that others use as well."""
+    return {"per_second": round(count / seconds), "per_cpu_second": round(count / cpu)}
+
+
 def upserts(url: str, count: int) -> dict[str, Any]:
-    """Items a second into an empty database, and over themselves; one transaction each."""
+    """Rates into an empty database, and of the same items once more; one transaction each."""
     engine = connect(url)
     migrate(engine)
     figures: dict[str, Any] = {"items": count}
     with writing(engine) as connection:
         put_collections(connection, [(CUBES, b"{}")])
     for name in ("insert", "replace"):
-        seconds = 0.0
-        for number, rows in enumerate(synthetic_rows(count)):
-            if number == 0:
-                figures["bytes_per_item"] = len(rows[0].content)
-                context = writing(engine)
-                connection = context.__enter__()
-            seconds += timed(put_items, connection, rows)[0]
-        seconds += timed(context.__exit__, None, None, None)[0]  # the commit counts
-        figures[f"{name}_per_second"] = round(count / seconds)
+        spent = np.zeros(2)
+        context = writing(engine)
+        connection = context.__enter__()
+        clock = stopwatch(connection)
+        for rows in synthetic_rows(count):
+            figures["bytes_per_item"] = len(rows[0].content)
+            before = clock()
+            put_items(connection, rows)
+            spent += clock() - before
+        before = clock()
+        context.__exit__(None, None, None)  # the commit counts
+        spent += clock() - before
+        figures[name] = rates(count, *spent.tolist())
     engine.dispose()
     return figures
 
 
+def stopwatch(connection: Connection) -> Callable[[], Any]:
+    """A clock of wall time, and of CPU time of this process and of the database's server."""
+    if connection.dialect.name == "sqlite":
+        return lambda: np.array([time.perf_counter(), time.process_time()])
+    pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+    return lambda: np.array([time.perf_counter(), time.process_time() + server_cpu(pid)])
+
+
 def pgstac(url: str, count: int, python: str, folder: Path) -> dict[str, Any] | None:
     """The same items into pgstac, by its own loader; None where it is not installed."""
-    found = subprocess.run([python, "-c", "import pypgstac.load"], capture_output=True)
-    if found.returncode:
+    if subprocess.run([python, "-c", "import pypgstac.load"], capture_output=True).returncode:
         return None
     described, path = folder / "collection.ndjson", folder / "items.ndjson"
     described.write_bytes(encode(collection(CUBES) | {"links": []}) + b"\n")
@@ -221,13 +238,8 @@ def pgstac(url: str, count: int, python: str, folder: Path) -> dict[str, Any] | 
         check=True,
     )
     figures = json.loads(run.stdout.splitlines()[-1])
-    return {
-        "pypgstac": figures["pypgstac"],
-        **{
-            f"{name}_per_second": round(count / figures[f"{name}_seconds"])
-            for name in ("insert", "replace")
-        },
-    }
+    found = {name: rates(count, *figures[name]) for name in ("insert", "replace")}
+    return {"version": figures["pypgstac"], **found}
 
 
 def all_upserts(count: int, server: str | None, python: str) -> dict[str, dict[str, Any]]:
@@ -275,12 +287,15 @@ def main() -> None:
     print(f"ratio         {result['ratio_to_reference']:7.2f}")
     print(f"peak memory   {result['peak_rss_bytes'] / 1e6:7.0f} MB, imports included")
     kept = result["upserts"]["sqlite"]
-    print(f"upserts of {kept['items']} items of {kept['bytes_per_item']} bytes, items/s:")
-    for name, figures in result["upserts"].items():
-        print(
-            f"  {name:10} {figures['insert_per_second']:7} new, "
-            f"{figures['replace_per_second']:7} replaced"
-        )
+    print(f"upserts of {kept['items']} items of {kept['bytes_per_item']} bytes a second")
+    table(
+        {
+            f"{name} {kind}": figures[kind]
+            for name, figures in result["upserts"].items()
+            for kind in ("insert", "replace")
+        },
+        {"per_second": "d", "per_cpu_second": "d"},
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ class Seen:
 
 def look_up(
     files: Sequence[Sequence[str]], *, allowed: Sequence[str], concurrency: int = 16
-) -> Iterator[Seen | FirnlineError | None]:
+) -> Generator[Seen | FirnlineError | None]:
     """Whether files are there, by HEAD (or by looking, for ``file://``).
 
     Parameters

@@ -8,12 +8,13 @@ region, year and version and is not taken back; one that was missing is asked fo
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
@@ -40,6 +41,7 @@ _BATCH = 500  # answers that are written at a time
 Item = dict[str, Any]
 Known = Mapping[str, SourceFile]
 Progress = Callable[[str, int, int], None]
+Answer = TypeVar("Answer")
 
 
 def is_due(file: SourceFile | None, now: datetime) -> bool:
@@ -182,14 +184,15 @@ class Files:
                 targets[target.url] = target, item["properties"]["proj:code"]
         self._note(self._grids(list(targets.values())))
 
-    def _note(self, learnt: Iterable[SourceFile]) -> None:
+    def _note(self, learnt: Generator[SourceFile]) -> None:
         batch: list[SourceFile] = []
-        for file in learnt:
-            self.known[file.url] = file
-            batch.append(file)
-            if len(batch) == _BATCH:
-                self._write(batch)
-                batch = []
+        with closing(learnt):
+            for file in learnt:
+                self.known[file.url] = file
+                batch.append(file)
+                if len(batch) == _BATCH:
+                    self._write(batch)
+                    batch = []
         self._write(batch)
 
     def _write(self, batch: list[SourceFile]) -> None:
@@ -197,33 +200,27 @@ class Files:
             with writing(self._engine) as connection:
                 put_files(connection, batch)
 
-    def _answers(self, due: Sequence[Target], now: datetime, phase: str) -> Iterator[SourceFile]:
+    def _answers(self, due: Sequence[Target], now: datetime, phase: str) -> Generator[SourceFile]:
         answers = look_up(
             [target.names for target in due],
             allowed=self._settings.allowed_sources,
             concurrency=self._settings.concurrency,
         )
-        unreached = 0  # in a row
-        for done, (target, answer) in enumerate(zip(due, answers, strict=True)):
-            self._progress(phase, done, len(due))
-            unreached = unreached + 1 if isinstance(answer, SourceUnreachableError) else 0
-            if unreached == _OUTAGE:
-                raise SourceUnreachableError(
-                    f"{unreached} files in a row gave no answer, the last one: {answer}"
-                )
+        for target, answer in self._answered(due, answers, phase):
             if isinstance(answer, FirnlineError):
                 self.failures.append(target.failure(answer))
             elif answer is None:
                 yield SourceFile(target.url, False, now)
             else:
+                # what tells of a Zarr store is one of its files, whose size is not the store's
+                size = None if target.zarr else answer.size
+                seen = SourceFile(target.url, True, now, answer.etag, size)
                 before = self.known.get(target.url)
-                seen = SourceFile(target.url, True, now, answer.etag, answer.size)
                 if before is not None and answer.etag is not None and answer.etag == before.etag:
                     seen = replace(seen, grid=before.grid)
                 yield seen
-        self._progress(phase, len(due), len(due))
 
-    def _grids(self, targets: Sequence[tuple[Target, str]]) -> Iterator[SourceFile]:
+    def _grids(self, targets: Sequence[tuple[Target, str]]) -> Generator[SourceFile]:
         # one store for a folder: it keeps its connections
         opened = cache(lambda folder: Source(folder, allowed=self._settings.allowed_sources))
 
@@ -234,15 +231,36 @@ class Files:
             except FirnlineError as error:
                 return error
 
-        with ThreadPoolExecutor(self._settings.concurrency) as executor:
-            answers = executor.map(read, targets)
-            for done, ((target, _), grid) in enumerate(zip(targets, answers, strict=True)):
-                self._progress("grids", done, len(targets))
-                if isinstance(grid, Grid):
-                    yield replace(self.known[target.url], grid=grid)
-                else:
-                    self.failures.append(target.failure(grid))
-        self._progress("grids", len(targets), len(targets))
+        def grids() -> Generator[Grid | FirnlineError]:
+            with ThreadPoolExecutor(self._settings.concurrency) as executor:
+                try:
+                    yield from executor.map(read, targets)
+                finally:
+                    executor.shutdown(cancel_futures=True)
+
+        files = [target for target, _ in targets]
+        for target, grid in self._answered(files, grids(), "grids"):
+            if isinstance(grid, Grid):
+                yield replace(self.known[target.url], grid=grid)
+            else:
+                self.failures.append(target.failure(grid))
+
+    def _answered(
+        self, targets: Sequence[Target], answers: Generator[Answer], phase: str
+    ) -> Iterator[tuple[Target, Answer]]:
+        """Each target with its answer, until so many in a row are none."""
+        unreached = 0
+        with closing(answers):  # at once: who answers may be about to ask for thousands more
+            for done, (target, answer) in enumerate(zip(targets, answers, strict=True)):
+                self._progress(phase, done, len(targets))
+                unreached = unreached + 1 if isinstance(answer, SourceUnreachableError) else 0
+                if unreached == _OUTAGE:
+                    raise SourceUnreachableError(
+                        f"{unreached} files in a row gave no answer, the last one: {answer}"
+                    )
+                yield target, answer
+        if targets:
+            self._progress(phase, len(targets), len(targets))
 
 
 def _telling(item: Item) -> str | None:

@@ -382,6 +382,21 @@ def test_a_host_that_is_down_changes_nothing(place: Place) -> None:
     assert place.items() == before
 
 
+def test_a_host_that_goes_down_between(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was asked for is known; the headers are an outage, and not tried one by one."""
+    monkeypatch.setattr("firnline.source._RETRIES", 0)
+    monkeypatch.setattr(presence, "_OUTAGE", 1)
+    place.server.faults = lambda method, path, attempt: (
+        Fault("status", 503) if method == "GET" else None
+    )
+    with pytest.raises(SourceUnreachableError, match="1 files in a row gave no answer"):
+        place.harvest()
+    assert place.items() == {}
+    place.server.faults = None
+    assert place.harvest().asked == 61
+    assert place.items()[ID]["properties"]["proj:shape"] == [30, 20]
+
+
 def test_a_root_that_is_not_allowed(place: Place) -> None:
     place.settings = place.settings.model_copy(
         update={"allowed_sources": ("https://example.org/",)}
@@ -465,6 +480,7 @@ class TestComposites:
         for url, metadata in zip(urls, (".zmetadata", "zarr.json"), strict=False):
             path = place.server.root / url.removeprefix(f"{place.server.url}/") / metadata
             stat = path.stat()
+            assert "file:size" not in found[url], "that of one of its files"
             assert found[url]["itslive:etag"] == f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
         # neither name was there: two requests; the second: one more
         assert [r.status for r in place.server.requests].count(404) == 3
