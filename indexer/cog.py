@@ -6,7 +6,6 @@ nothing else, so that nothing in them makes it open something.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from pyproj import CRS
@@ -64,12 +63,10 @@ def _decode(data: bytes) -> tuple[Grid, str] | None:
     from rasterio.io import MemoryFile
 
     try:
-        with warnings.catch_warnings(), MemoryFile(data) as file:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with file.open(driver="GTiff") as raster:
-                if raster.crs is None or raster.transform.is_identity:
-                    return None
-                transform: Any = tuple(float(number) for number in raster.transform[:6])
-                return Grid((raster.height, raster.width), transform), raster.crs.to_wkt()
-    except RasterioError:
+        with MemoryFile(data) as file, file.open(driver="GTiff") as raster:
+            if raster.crs is None or raster.transform.is_identity:
+                return None
+            transform: Any = tuple(float(number) for number in raster.transform[:6])
+            return Grid((raster.height, raster.width), transform), raster.crs.to_wkt()
+    except (RasterioError, NotGeoreferencedWarning):  # which a filter may have made an error
         return None

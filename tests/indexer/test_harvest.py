@@ -120,6 +120,7 @@ def test_real_catalogs(
     assert [error for _, _, error in log_of(engine)] == [None, None]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_stored_items_are_valid(engine: Engine, settings: Settings) -> None:
     """One cube of every CRS of the real catalog, and the collections."""
     path = DATA / "catalog_v02_2024.json"

@@ -195,15 +195,20 @@ def area(outline: Any) -> float:
     return float(sum(GEOD.geometry_area_perimeter(part)[0] for part in shapely.get_parts(fine)))
 
 
-def test_all_mosaics_are_valid(schemas: Any, real_cubes: list[Cube]) -> None:
+def test_mosaics_are_valid(schemas: Any, real_cubes: list[Cube]) -> None:
+    """Of each region and version the static one, the first and the last: others differ in years."""
     records, _ = mosaic_records([ROOT], real_cubes)
     made = [items.mosaic_item(record) for record in records]
     assert len(made) == len({item["id"] for item in made}) == 1132
+    first = {region.number: region.first_year for region in REGIONS}
     small = items.to_geojson(box(0, 0, 1, 1))
     seen: set[int] = set()
     for record, item in zip(records, made, strict=True):
-        if record.region == 5 or record.region not in seen:
+        if record.year not in (None, first[record.region], record.last_year):
+            continue
+        if record.region not in seen:
             assert schemas.problems(item) == []
         else:  # the same geometry again: checking its thousand vertices takes most of the time
             assert schemas.problems(item | {"geometry": small}) == []
         seen.add(record.region)
+    assert len(seen) == len(REGIONS)
