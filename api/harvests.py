@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from firnline.errors import InputError
 from firnline.runs import recent
 from firnline.settings import Settings
 
+_FOLDERS = re.compile(r"file://\S*/")
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 100
 
@@ -46,12 +48,24 @@ def _limit(text: str | None) -> int:
 
 def _public(run: dict[str, Any]) -> dict[str, Any]:
     """A run without what is the operator's own: folders, and the driver's words."""
-    error = run["error"]
-    sources = []
-    for source in run["sources"]:
-        shown = source if "://" in source else Path(source).name
-        sources.append(shown)
-        error = error and error.replace(source, shown)
-    if error and error.startswith("the database"):
-        error = error.partition(": ")[0]
-    return run | {"sources": sources, "error": error}
+    shown = {source: source if "://" in source else Path(source).name for source in run["sources"]}
+
+    def told(text: str | None) -> str | None:
+        for source, name in shown.items():
+            text = text and text.replace(source, name)
+        if text and text.startswith("the database"):
+            text = text.partition(": ")[0]
+        return text and _FOLDERS.sub("", text)
+
+    def cleaned(part: dict[str, Any]) -> dict[str, Any]:
+        changed: dict[str, Any] = {"error": told(part["error"])} if "error" in part else {}
+        if "failures" in part:
+            changed["failures"] = [
+                failure | {name: told(failure[name]) for name in ("id", "reason")}
+                for failure in part["failures"]
+            ]
+        if "deep_read" in part:
+            changed["deep_read"] = cleaned(part["deep_read"])
+        return part | changed
+
+    return cleaned(run) | {"sources": [told(source) for source in run["sources"]]}

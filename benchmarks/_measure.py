@@ -1,13 +1,14 @@
-"""What the benchmarks share: a function measured in a process of its own, and printing."""
+"""What the benchmarks share: a function measured in a process of its own, databases, printing."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,25 @@ def _peak_mb() -> float:
     raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
 
 
+def server_cpu(backend: int) -> float:
+    """CPU seconds so far of a PostgreSQL server on this machine, all its processes together.
+
+    `backend` is the process of any of its connections (``pg_backend_pid``).
+    """
+    times: dict[int, tuple[int, list[int]]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        times[int(path.parent.name)] = int(fields[1]), [int(field) for field in fields[11:15]]
+    server = times[backend][0]
+    # of the server's own process also what those took that have ended
+    ticks = sum(times[server][1])
+    ticks += sum(sum(own[:2]) for parent, own in times.values() if parent == server)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def served(folder: Path, *, latency: float = 0.0) -> Iterator[str]:
     """Serve a mirror from a process of its own; yields its URL."""
@@ -59,6 +79,36 @@ def served(folder: Path, *, latency: float = 0.0) -> Iterator[str]:
             yield server.stdout.readline().strip()
         finally:
             server.terminate()
+
+
+@contextmanager
+def postgresql(given: str | None, options: Mapping[str, str] | None = None) -> Iterator[str | None]:
+    """URL of an empty database, made by what the tests use; None where there is no server.
+
+    `given` is a server to make it on; else one is started, with `options` or those of the tests,
+    which do without durability.
+    """
+    path = Path(__file__).parents[1] / "tests" / "databases.py"
+    spec = importlib.util.spec_from_file_location("databases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError:  # without pytest or psycopg
+        yield None
+        return
+    if given:
+        server = module.PostgresServer(given)
+        with server.database() as name:
+            yield server.url(name)
+        return
+    if not list(Path("/usr/share/postgresql").glob("*/extension/postgis.control")):
+        yield None
+        return
+    more = () if options is None else (options,)
+    with module._private_server(*more) as server, server.database() as name:
+        yield server.url(name)
 
 
 def table(rows: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:

@@ -3,13 +3,15 @@
 The reference, measured in the same run, is the least that any harvest must do: parse the JSON and
 reproject each tile's corners (one pyproj call a tile, a shapely polygon each), nothing stored.
 
-    python benchmarks/harvest.py [--json] [--quick]
+    python benchmarks/harvest.py [--json] [--quick] [--postgres URL] [--pgstac PYTHON]
 
 The real catalog is read where the shared folder is (or FIRNLINE_SHARED_DATA says); elsewhere one
 of the same size and shape is made up.
 
-Then upserts of 200,000 synthetic items, into SQLite and into PostgreSQL: a database of its
-own on the server that FIRNLINE_TEST_POSTGRES names.
+Then upserts of 200,000 synthetic items, into SQLite and into PostgreSQL: on a server of its own
+with PostgreSQL's own settings, durable ones, or on the one that --postgres or
+FIRNLINE_TEST_POSTGRES names. Beside them pgstac loads the same items into another database of that
+server, where PYTHON (or this interpreter) has pypgstac.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,25 +32,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _measure import postgresql, server_cpu, table
 from pyproj import Transformer
 from shapely import Polygon
 from shapely.affinity import translate
 from shapely.geometry import box
+from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
+from firnline.collections import collection
 from firnline.database import ItemRow, connect, migrate, put_collections, put_items, writing
 from firnline.footprint import footprint
-from firnline.items import CubeRecord, cube_item, digest, item_row
+from firnline.items import CUBES, CubeRecord, cube_item, digest, encode, item_row, to_geojson
 
 REPO = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
-CUBES = {3031: 1447, 3413: 763, 32718: 77, 32645: 400, 32643: 399}  # as many as in the real one
+TILES = {3031: 1447, 3413: 763, 32718: 77, 32645: 400, 32643: 399}  # as many as in the real one
+DURABLE = {"listen_addresses": "", "timezone": "UTC", "shared_buffers": "256MB"}
 
 
 def made_up_catalog() -> bytes:
     """A catalog of the size of the real one, its tiles in rows of 50."""
     features = []
-    for epsg, count in CUBES.items():
+    for epsg, count in TILES.items():
         for n in range(count):
             polar = epsg < 4000
             # of UTM: 4 tiles wide, from 3,000 km north; of polar CRSs: round the pole
@@ -153,68 +160,109 @@ def synthetic_rows(count: int, batch: int = 10_000) -> Iterator[list[ItemRow]]:
     url = "https://its-live-data.s3.amazonaws.com/datacubes/v2/N60W030/{}.zarr"
     mark = "ITS_LIVE_vel_EPSG3413_G0120_X450000_Y-2250000"
     record = CubeRecord(mark, url.format(mark), 3413, tile, outline, 5, "Greenland", 80_000)
-    model = item_row(cube_item(record, last_year=2026), outline, "synthetic")
+    item = cube_item(record, last_year=2026)
+    model = item_row(item, outline, "synthetic")
     west, south, east, north = outline.bounds
     random = np.random.default_rng(0)
     for first in range(0, count, batch):
         rows = []
         for n in range(first, min(first + batch, count)):
-            id = f"{mark}_{n}"
-            content = model.content.replace(mark.encode(), id.encode())
             by = (random.uniform(-179 - west, 179 - east), random.uniform(-89 - south, 89 - north))
             moved = translate(outline, *by)
+            id = f"{mark}_{n}"
+            placed = {"id": id, "geometry": to_geojson(moved), "bbox": list(moved.bounds)}
+            content = encode(item | placed)
             rows.append(
                 replace(model, id=id, content=content, footprint=moved, digest=digest(content))
             )
         yield rows
 
 
+def rates(count: int, seconds: float, cpu: float) -> dict[str, int]:
+    """Items a second, and a second of CPU: what holds on a machine that others use as well."""
+    return {"per_second": round(count / seconds), "per_cpu_second": round(count / cpu)}
+
+
 def upserts(url: str, count: int) -> dict[str, Any]:
-    """Items a second into an empty database, and over themselves; one transaction each."""
+    """Rates into an empty database, and of the same items once more; one transaction each."""
     engine = connect(url)
     migrate(engine)
     figures: dict[str, Any] = {"items": count}
     with writing(engine) as connection:
-        put_collections(connection, [("itslive-cubes", b"{}")])
+        put_collections(connection, [(CUBES, b"{}")])
     for name in ("insert", "replace"):
-        seconds = 0.0
-        for number, rows in enumerate(synthetic_rows(count)):
-            if number == 0:
-                figures["bytes_per_item"] = len(rows[0].content)
-                context = writing(engine)
-                connection = context.__enter__()
-            seconds += timed(put_items, connection, rows)[0]
-        seconds += timed(context.__exit__, None, None, None)[0]  # the commit counts
-        figures[f"{name}_per_second"] = round(count / seconds)
+        spent = np.zeros(2)
+        context = writing(engine)
+        connection = context.__enter__()
+        clock = stopwatch(connection)
+        for rows in synthetic_rows(count):
+            figures["bytes_per_item"] = len(rows[0].content)
+            before = clock()
+            put_items(connection, rows)
+            spent += clock() - before
+        before = clock()
+        context.__exit__(None, None, None)  # the commit counts
+        spent += clock() - before
+        figures[name] = rates(count, *spent.tolist())
     engine.dispose()
     return figures
 
 
-def all_upserts(count: int) -> dict[str, dict[str, Any]]:
-    """On SQLite, and on the PostgreSQL of FIRNLINE_TEST_POSTGRES in a database of its own."""
+def stopwatch(connection: Connection) -> Callable[[], Any]:
+    """A clock of wall time, and of CPU time of this process and of the database's server."""
+    if connection.dialect.name == "sqlite":
+        return lambda: np.array([time.perf_counter(), time.process_time()])
+    pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+    return lambda: np.array([time.perf_counter(), time.process_time() + server_cpu(pid)])
+
+
+def pgstac(url: str, count: int, python: str, folder: Path) -> dict[str, Any] | None:
+    """The same items into pgstac, by its own loader; None where it is not installed."""
+    if subprocess.run([python, "-c", "import pypgstac.load"], capture_output=True).returncode:
+        return None
+    described, path = folder / "collection.ndjson", folder / "items.ndjson"
+    described.write_bytes(encode(collection(CUBES) | {"links": []}) + b"\n")
+    with path.open("wb") as file:
+        for rows in synthetic_rows(count):
+            file.writelines(row.content[:-1] + b',"links":[]}\n' for row in rows)
+    engine = connect(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE EXTENSION postgis")
+    engine.dispose()
+    conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    script = Path(__file__).with_name("_pgstac.py")
+    run = subprocess.run(
+        [python, str(script), conninfo, str(described), str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    figures = json.loads(run.stdout.splitlines()[-1])
+    found = {name: rates(count, *figures[name]) for name in ("insert", "replace")}
+    return {"version": figures["pypgstac"], **found}
+
+
+def all_upserts(count: int, server: str | None, python: str) -> dict[str, dict[str, Any]]:
+    """On SQLite, and where there is a PostgreSQL on that, with pgstac beside it."""
     with tempfile.TemporaryDirectory() as folder:
         figures = {"sqlite": upserts(f"sqlite:///{folder}/bench.db", count)}
-    server = os.environ.get("FIRNLINE_TEST_POSTGRES")
-    if server:
-        import psycopg
-
-        name = f"firnline_bench_{os.getpid()}"
-        url = make_url(server)
-        conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-            try:
-                target = url.set(database=name).render_as_string(hide_password=False)
-                figures["postgresql"] = upserts(target, count)
-            finally:
-                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        for name, measured in (
+            ("postgresql", partial(upserts, count=count)),
+            ("pgstac", partial(pgstac, count=count, python=python, folder=Path(folder))),
+        ):
+            with postgresql(server, DURABLE) as url:
+                found = None if url is None else measured(url)
+            if found is not None:
+                figures[name] = found
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--quick", action="store_true", help="one round in place of five")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the items, one round")
+    parser.add_argument("--postgres", help="URL of a PostgreSQL server on which to make databases")
+    parser.add_argument("--pgstac", default=sys.executable, help="Python that has pypgstac")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = DATA / "catalog_v02_2024.json"
@@ -222,7 +270,9 @@ def main() -> None:
             path = Path(folder) / "made_up.json"
             path.write_bytes(made_up_catalog())
         result = run(path, 1 if arguments.quick else 5)
-    result["upserts"] = all_upserts(20_000 if arguments.quick else 200_000)
+    server = arguments.postgres or os.environ.get("FIRNLINE_TEST_POSTGRES")
+    count = 20_000 if arguments.quick else 200_000
+    result["upserts"] = all_upserts(count, server, arguments.pgstac)
     if arguments.json:
         print(json.dumps(result))
         return
@@ -236,12 +286,16 @@ def main() -> None:
     print(f"parse+corners {result['reference_seconds']:7.2f} s  reference")
     print(f"ratio         {result['ratio_to_reference']:7.2f}")
     print(f"peak memory   {result['peak_rss_bytes'] / 1e6:7.0f} MB, imports included")
-    for name, figures in result["upserts"].items():
-        print(
-            f"upserts into {name}: {figures['items']} items of {figures['bytes_per_item']} bytes, "
-            f"{figures['insert_per_second']} items/s new, "
-            f"{figures['replace_per_second']} items/s replaced"
-        )
+    kept = result["upserts"]["sqlite"]
+    print(f"upserts of {kept['items']} items of {kept['bytes_per_item']} bytes a second")
+    table(
+        {
+            f"{name} {kind}": figures[kind]
+            for name, figures in result["upserts"].items()
+            for kind in ("insert", "replace")
+        },
+        {"per_second": "d", "per_cpu_second": "d"},
+    )
 
 
 if __name__ == "__main__":

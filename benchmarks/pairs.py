@@ -13,18 +13,17 @@ written to and emptied, or where its binaries are on this machine.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _measure import postgresql
 from sqlalchemy import Engine, insert, text
 
 from firnline.database import connect, migrate, reading, writing
@@ -255,31 +254,6 @@ def on_postgresql(url: str, size: tuple[int, int]) -> dict[str, Any]:
         return answer | {"one_row_a_pair": rows(engine, on_disk)}
     finally:
         engine.dispose()
-
-
-@contextmanager
-def postgresql(given: str | None) -> Iterator[str | None]:
-    """URL of an empty database, made by what the tests use; None where there is no server."""
-    path = Path(__file__).parents[1] / "tests" / "databases.py"
-    spec = importlib.util.spec_from_file_location("databases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError:  # without pytest or psycopg
-        yield None
-        return
-    if given:
-        server = module.PostgresServer(given)
-        with server.database() as name:
-            yield server.url(name)
-        return
-    if not list(Path("/usr/share/postgresql").glob("*/extension/postgis.control")):
-        yield None
-        return
-    with module._private_server() as server, server.database() as name:
-        yield server.url(name)
 
 
 def main() -> None:

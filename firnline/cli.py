@@ -116,7 +116,9 @@ def harvest(
             dry_run=dry_run,
             progress=progress,
         )
-        deeper = deepen(engine, settings, progress) if deep and not dry_run else None
+        deeper = (
+            deepen(engine, settings, progress, run=report.run) if deep and not dry_run else None
+        )
     if as_json:
         _print_json(report.to_dict() | ({} if deeper is None else {"deep_read": deeper.to_dict()}))
         return
@@ -379,13 +381,16 @@ def _plain(value: Any) -> Any:
 
 def _outcome(run: dict[str, Any]) -> str:
     """What came of a harvest, in one line."""
+    from firnline.runs import deep_read_line
+
     sources = ", ".join(run["sources"])
     if run["status"] == "successful":
         counts = ("added", "changed", "unchanged", "retired", "revived", "failed")
         told = ", ".join(f"{run[name]} {name}" for name in counts if run[name])
         since = run["not_modified_since"]
         told = f"not modified since {since[:19]}" if since else told
-        return f"{'deep, ' if run['deep'] else ''}{told or 'nothing there'}  {sources}"
+        told = "; ".join(filter(None, [told or "nothing there", deep_read_line(run)]))
+        return f"{'deep, ' if run['deep'] else ''}{told}  {sources}"
     return f"{run['status']}  {run['error'] or sources}"
 
 

@@ -123,7 +123,12 @@ def _cubes() -> dict[str, Any]:
             "image pairs by the catalog, which lags behind the cube; "
             "`itslive:roi_percent_coverage` is the percentage of the tile that is of interest, "
             "as published (it may exceed 100); `itslive:region` and `itslive:rgi_code` are the "
-            "region's name and its number in the Randolph Glacier Inventory."
+            "region's name and its number in the Randolph Glacier Inventory; "
+            "`itslive:footprint_from` tells where the geometry comes from if not from the "
+            "catalog's `geometry_epsg`. Of cubes that were read themselves: `itslive:satellites` "
+            "and `itslive:sensors` that took the images, `itslive:dt_histogram` of the days "
+            "between them, `itslive:etag` of the metadata; `platform` and `constellation` where "
+            "there is one only."
         ),
         "keywords": [*_KEYWORDS, "datacube", "Zarr", "time series", "Landsat", "Sentinel"],
         "stac_extensions": [PROJECTION, DATACUBE, ALTERNATE, VERSION, XARRAY, SCIENTIFIC],
@@ -155,9 +160,10 @@ def _mosaics() -> dict[str, Any]:
             "are those of ITS_LIVE's own items; the suffix `_V02` marks the version before 2.1. "
             f"{_COMPONENTS_ARE} "
             "An item's geometry is the union of the tiles that its mosaic is made of, inside of "
-            "which most is not ice. A mosaic is listed by the naming scheme, and after a deep "
-            "harvest only if its COG of `v` exists. `rgi` is ITS_LIVE's name of the region; "
-            "`temporal_coverage_type` is `annual` or `static`."
+            "which most is not ice. A file is listed by the naming scheme, and after a deep "
+            "harvest only if it exists: then with its size and `itslive:etag`, and a mosaic with "
+            "its grid. `rgi` is ITS_LIVE's name of the region; `temporal_coverage_type` is "
+            "`annual` or `static`."
         ),
         "keywords": [*_KEYWORDS, "mosaic", "COG", "RGI", "autoRIFT"],
         "stac_extensions": [PROJECTION, ALTERNATE, VERSION, SCIENTIFIC],

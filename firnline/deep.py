@@ -8,22 +8,27 @@ applied wherever the item of a cube is made.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import orjson
+import shapely
+from shapely import Polygon
+from shapely.geometry import box
 from sqlalchemy import Connection, select
 
 from firnline.cube import Cube
-from firnline.errors import SourceCorruptError
-from firnline.items import CUBES, DT_EDGES
+from firnline.errors import GeometryError, SourceCorruptError
+from firnline.footprint import bbox, footprint
+from firnline.items import CUBES, DT_EDGES, to_geojson
 from firnline.pairs import PairColumns
 from firnline.tables import cubes
+from firnline.tile import parse_tile
 from firnline.variables import CUBE_VARIABLES
 
-VERSION = 1
+VERSION = 2
 """Raised when the facts change: cubes read by an older one are read again."""
 
 Facts = dict[str, Any]
@@ -31,6 +36,17 @@ Raw = np.ndarray[Any, np.dtype[Any]]
 
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _WRITTEN = re.compile(r"(\d{1,2})-([A-Z][a-z]{2})-(\d{4}) (\d\d:\d\d:\d\d)")
+# By mission and first digit: platform (what follows is the satellite's letter), constellation,
+# instrument.
+_SATELLITES = {
+    "L4": ("landsat-4", "landsat", "tm"),
+    "L5": ("landsat-5", "landsat", "tm"),
+    "L7": ("landsat-7", "landsat", "etm+"),
+    "L8": ("landsat-8", "landsat", "oli"),
+    "L9": ("landsat-9", "landsat", "oli"),
+    "S1": ("sentinel-1", "sentinel-1", "c-sar"),
+    "S2": ("sentinel-2", "sentinel-2", "msi"),
+}
 _TYPES = {"U": "other", "S": "other", "O": "other", "T": "other", "M": "other", "m": "other"}
 
 
@@ -63,7 +79,8 @@ def cube_facts(cube: Cube, x: Raw, y: Raw, pairs: PairColumns, sensors: tuple[st
     right, bottom = left + step_x * len(x), top + step_y * len(y)
     start, end = (_stamp(instant) for instant in (known.min(), known.max()))
     counts, _ = np.histogram(pairs.dt_days[np.isfinite(pairs.dt_days)], [*DT_EDGES, np.inf])
-    satellites = np.unique(np.concatenate([pairs.satellite_1, pairs.satellite_2]))
+    names = np.unique(np.concatenate([pairs.satellite_1, pairs.satellite_2]))
+    satellites = [str(name) for name in names if name]
     spatial = {"y": ([bottom, top], step_y), "x": ([left, right], step_x)}
     return {
         "epsg": _epsg(cube),
@@ -74,7 +91,8 @@ def cube_facts(cube: Cube, x: Raw, y: Raw, pairs: PairColumns, sensors: tuple[st
             "end_datetime": end,
             "itslive:temporal_extent": "true",
             "itslive:granule_count": len(pairs),
-            "itslive:satellites": [str(name) for name in satellites if name],
+            **platforms(satellites),
+            "itslive:satellites": satellites,
             "itslive:sensors": list(sensors),
             "itslive:dt_histogram": {
                 "unit": "d",
@@ -89,11 +107,39 @@ def cube_facts(cube: Cube, x: Raw, y: Raw, pairs: PairColumns, sensors: tuple[st
             "proj:bbox": [left, bottom, right, top],
             "cube:variables": _variables(cube),
         },
+        # corners in the cube's CRS, for a catalog that does not tell them
+        "tile": shapely.get_coordinates(_tile(cube, left, bottom, right, top)).tolist(),
         "time": {cube.time: {"type": "temporal", "extent": [start, end]}},
         "space": {
             axis: {"type": "spatial", "axis": axis, "extent": extent, "step": step}
             for axis, (extent, step) in spatial.items()
         },
+    }
+
+
+def platforms(satellites: Sequence[str]) -> dict[str, Any]:
+    """STAC's common metadata of the satellites: platform, instruments, constellation.
+
+    ``platform`` and ``constellation`` name one thing: where there are several, the field is left
+    out (None), as STAC's maintainers advise for products of several platforms
+    (radiantearth/stac-spec#1348); ``instruments`` lists all that took the images. Names are in
+    lower case, as in the specification's examples; of Landsat 8 and 9 the velocities come from
+    the panchromatic band, so from OLI alone.
+
+    Parameters
+    ----------
+    satellites
+        Mission and number as in the cubes: ``L8``, ``S2A``.
+    """
+    told = [_SATELLITES.get(name[:2]) for name in satellites]
+    known = [about for about in told if about is not None]
+    constellations = {constellation for _, constellation, _ in known}
+    alone = len(known) == len(told) == 1
+    together = len(known) == len(told) and len(constellations) == 1
+    return {
+        "platform": known[0][0] + satellites[0][2:].lower() if alone else None,
+        "instruments": sorted({instrument for _, _, instrument in known}) or None,
+        "constellation": constellations.pop() if together else None,
     }
 
 
@@ -111,6 +157,7 @@ def with_facts(item: dict[str, Any], facts: Facts) -> dict[str, Any]:
             axis: {**space, "reference_system": reference} for axis, space in facts["space"].items()
         },
     }
+    item = _placed(item, properties, facts.get("tile"))
     zarr = item["assets"]["zarr"]
     kwargs = {**zarr["xarray:open_kwargs"], "zarr_format": facts["zarr_format"]}
     here = f"firnline:/collections/{CUBES}/items/{item['id']}/pairs"
@@ -125,18 +172,32 @@ def with_facts(item: dict[str, Any], facts: Facts) -> dict[str, Any]:
     }
 
 
-def stored_facts(connection: Connection) -> dict[str, tuple[str, Facts]]:
-    """Where each cube was read and what was found, by the id of its item."""
-    chosen = select(cubes.c.id, cubes.c.url, cubes.c.facts)
-    return {id: (url, orjson.loads(facts)) for id, url, facts in connection.execute(chosen)}
+def _placed(
+    item: dict[str, Any], properties: dict[str, Any], corners: Sequence[Sequence[float]] | None
+) -> dict[str, Any]:
+    """The item with the footprint of the cube's own tile, if its catalog did not tell one.
 
-
-def deepened(item: dict[str, Any], known: Mapping[str, tuple[str, Facts]]) -> dict[str, Any]:
-    """The item of a cube with the facts that are known of it, if they are of the same place."""
-    url, facts = known.get(item["id"], (None, None))
-    if facts is None or url != item["assets"]["zarr"]["href"]:
+    A file name tells only the centre, and the size of a tile is not the same in all versions.
+    """
+    if corners is None or properties.get("itslive:footprint_from") not in ("file name", "cube"):
         return item
-    return with_facts(item, facts)
+    properties["itslive:footprint_from"] = "cube"
+    outline = footprint(Polygon(corners), properties["proj:code"])
+    return {**item, "geometry": to_geojson(outline), "bbox": bbox(outline)}
+
+
+def stored_facts(connection: Connection) -> dict[str, tuple[str, bytes]]:
+    """Where each cube was read and what was found (JSON), by the id of its item."""
+    chosen = select(cubes.c.id, cubes.c.url, cubes.c.facts)
+    return {id: (url, facts) for id, url, facts in connection.execute(chosen)}
+
+
+def deepened(item: dict[str, Any], known: Mapping[str, tuple[str, bytes]]) -> dict[str, Any]:
+    """The item of a cube with the facts that are known of it, if they are of the same place."""
+    url, facts = known.get(item["id"], (None, b""))
+    if url != item["assets"]["zarr"]["href"]:
+        return item
+    return with_facts(item, orjson.loads(facts))
 
 
 def _epsg(cube: Cube) -> int | None:
@@ -147,6 +208,18 @@ def _epsg(cube: Cube) -> int | None:
         return int(cube.attributes.get("projection", "") if told is None else told)
     except (TypeError, ValueError):
         return None
+
+
+def _tile(cube: Cube, left: float, bottom: float, right: float, top: float) -> Polygon:
+    """The tile that the cube's attributes tell, if its grid lies in it; else the grid itself."""
+    grid = box(left, bottom, right, top)
+    try:
+        tile = parse_tile(cube.attributes.get("proj_polygon"))
+    except GeometryError:
+        return grid
+    # the outermost pixels may reach over the edge by their width
+    near = shapely.symmetric_difference(tile, grid).area < 0.1 * grid.area
+    return tile if near else grid
 
 
 def _variables(cube: Cube) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 from firnline.errors import (
+    FirnlineError,
     SourceCorruptError,
     SourceMissingError,
     SourceNotAllowedError,
@@ -33,6 +34,7 @@ LARGEST = 1 << 28
 _ATTEMPTS = 5
 _REDIRECTS = 5
 _TIMEOUT = 60.0  # seconds for one request
+_CONNECT = 10.0  # of which to be connected
 _MEMBERS = 100  # each costs a copy of all that follows it
 _GZIP = b"\x1f\x8b"
 
@@ -112,36 +114,61 @@ def _read(location: str | Path, allowed: Sequence[str]) -> bytes:
         raise SourceUnreachableError(f"{location}: {error.strerror}") from error
 
 
-def exist(urls: Sequence[str], *, allowed: Sequence[str], concurrency: int = 16) -> list[bool]:
-    """Which of the files there are, by HEAD (or by looking, for ``file://``).
+@dataclass(frozen=True)
+class Seen:
+    """What a file is known by without being read."""
 
-    Raises
+    etag: str | None
+    size: int | None
+    """Bytes, where the server tells."""
+
+
+def look_up(
+    files: Sequence[Sequence[str]], *, allowed: Sequence[str], concurrency: int = 16
+) -> Generator[Seen | FirnlineError | None]:
+    """Whether files are there, by HEAD (or by looking, for ``file://``).
+
+    Parameters
+    ----------
+    files
+        For each the URLs that it may have: it is there if one of them is, the first one first.
+
+    Yields
     ------
-    SourceNotAllowedError
-    SourceUnreachableError
-        For one of them there was no answer, or neither yes nor no: an outage must not make
-        anything look missing.
+    Seen or FirnlineError or None
+        In the order of `files`. None: the server said that there is no such file. An error is no
+        answer, or a refusal: an outage must not make anything look missing.
     """
-    for url in urls:
-        check_allowed(url, allowed)
-    if not urls:
-        return []
     with _client() as client, ThreadPoolExecutor(concurrency) as executor:
 
-        def exists(url: str) -> bool:
-            parts = urlsplit(url)
-            if parts.scheme == "file":
-                return Path(unquote(parts.path)).is_file()
-            if parts.scheme == "s3":  # anonymous reading of a bucket is plain HTTP
-                url = f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
-                return _answer(client, "HEAD", url, [*allowed, url]).status != 404
-            return _answer(client, "HEAD", url, allowed).status != 404
+        def look(urls: Sequence[str]) -> Seen | FirnlineError | None:
+            try:
+                return next(filter(None, (_seen(client, url, allowed) for url in urls)), None)
+            except FirnlineError as error:
+                return error
 
         try:
-            return list(executor.map(exists, urls))
-        except BaseException:
-            executor.shutdown(cancel_futures=True)  # the rest would each wait for its retries
-            raise
+            yield from executor.map(look, files)
+        finally:  # the rest would each wait for its retries
+            executor.shutdown(cancel_futures=True)
+
+
+def _seen(client: httpx.Client, url: str, allowed: Sequence[str]) -> Seen | None:
+    parts = urlsplit(check_allowed(url, allowed))
+    if parts.scheme == "file":
+        path = Path(unquote(parts.path))
+        try:
+            return Seen(None, path.stat().st_size) if path.is_file() else None
+        except OSError as error:
+            raise SourceUnreachableError(f"{url}: {error.strerror}") from error
+    if parts.scheme == "s3":  # anonymous reading of a bucket is plain HTTP
+        url = f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
+        allowed = [*allowed, url]
+    answer = _answer(client, "HEAD", url, allowed, {"Accept-Encoding": "identity"})
+    if answer.status == 404:
+        return None
+    size = answer.headers.get("content-length", "")
+    return Seen(answer.headers.get("etag"), int(size) if size.isdecimal() else None)
 
 
 def _download(url: str, allowed: Sequence[str], known: Validators) -> Document | None:
@@ -208,7 +235,8 @@ class _TryAgainError(Exception):
 def _client() -> httpx.Client:
     import httpx
 
-    return httpx.Client(timeout=_TIMEOUT, follow_redirects=False)
+    timeout = httpx.Timeout(_TIMEOUT, connect=_CONNECT)
+    return httpx.Client(timeout=timeout, follow_redirects=False)
 
 
 def _answer(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from math import ceil, floor
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import orjson
@@ -41,6 +41,7 @@ DATACUBE = f"{_EXTENSIONS}/datacube/v2.3.0/schema.json"
 ALTERNATE = f"{_EXTENSIONS}/alternate-assets/v1.2.0/schema.json"
 VERSION = f"{_EXTENSIONS}/version/v1.2.0/schema.json"
 XARRAY = f"{_EXTENSIONS}/xarray-assets/v1.0.0/schema.json"
+FILE = f"{_EXTENSIONS}/file/v2.1.0/schema.json"
 SCIENTIFIC = f"{_EXTENSIONS}/scientific/v1.0.0/schema.json"
 
 FIRST_YEAR = 1982
@@ -55,6 +56,12 @@ _SHARDED = (2, 2)
 """Version from which on cubes are Zarr v3 with the dimension ``time`` (the producers' code)."""
 _NAME = re.compile(r"_EPSG(\d+)_G(\d+)_X(-?\d+)_Y(-?\d+)$")
 _GENERATION = re.compile(r"/(?:datacubes|timeseries)/v0*(\d+(?:\.\d+)*)")
+
+
+TileSource = Literal["geometry_epsg", "proj_polygon", "file name", "cube"]
+"""Where the area of a cube comes from, the best first: the catalog's own polygon; another one of
+the catalog; the centre that the file name tells, with the size that all tiles had until version
+2.2; and in place of that the cube's own attributes, once it was read."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class CubeRecord:
     roi_percent_coverage: float | None = None
     composite_url: str | None = None
     """Where the cube's annual composites are."""
+    tile_from: TileSource = "geometry_epsg"
+    """What told the tile."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         ("itslive:roi_percent_coverage", record.roi_percent_coverage),
         ("itslive:region", record.region),
         ("itslive:rgi_code", record.rgi),
+        ("itslive:footprint_from", _unusual(record.tile_from)),
     ):
         if value is not None:
             properties[key] = value
@@ -203,7 +213,11 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
             "xarray:open_kwargs": OPEN_KWARGS,
         }
     extensions = [PROJECTION, DATACUBE, VERSION, XARRAY]
-    return _item(CUBES, record.id, record.footprint, properties, assets, extensions)
+    return _item(CUBES, record.id, _placed(record.footprint), properties, assets, extensions)
+
+
+def _unusual(source: TileSource) -> TileSource | None:
+    return None if source == "geometry_epsg" else source
 
 
 def _number(version: str) -> tuple[int, ...]:
@@ -259,7 +273,8 @@ def mosaic_item(record: MosaicRecord) -> dict[str, Any]:
         "roles": ["overview", "browse"],
     }
     extensions = [PROJECTION, VERSION]
-    return _item(MOSAICS, mosaic_id(record), record.footprint, properties, assets, extensions)
+    place = _placed_once(record.footprint)
+    return _item(MOSAICS, mosaic_id(record), place, properties, assets, extensions)
 
 
 def mosaic_id(record: MosaicRecord) -> str:
@@ -343,10 +358,18 @@ def to_geojson(geometry: BaseGeometry) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": polygons}
 
 
+def _placed(footprint: Outline) -> dict[str, Any]:
+    return {"geometry": to_geojson(footprint), "bbox": bbox(footprint)}
+
+
+# The mosaics of a region share one outline of thousands of vertices: made and kept once.
+_placed_once = lru_cache(maxsize=64)(_placed)
+
+
 def _item(
     collection: str,
     id: str,
-    footprint: Outline,
+    place: dict[str, Any],
     properties: dict[str, Any],
     assets: dict[str, dict[str, Any]],
     extensions: list[str],
@@ -362,8 +385,7 @@ def _item(
         "stac_extensions": extensions,
         "id": id,
         "collection": collection,
-        "geometry": to_geojson(footprint),
-        "bbox": bbox(footprint),
+        **place,
         "properties": properties,
         "assets": assets,
     }

@@ -50,6 +50,20 @@ def finish(
     )
 
 
+def note_deep_read(engine: Engine, run: int, outcome: Mapping[str, Any]) -> None:
+    """Add to the report of a run what its deep read found so far, or why it failed.
+
+    `outcome` has a ``status`` as :func:`recent` tells it.
+    """
+    with writing(engine) as connection:
+        chosen = select(harvests.c.report).where(harvests.c.id == run)
+        report = json.loads(connection.scalar(chosen) or "{}")
+        changed = harvests.update().where(harvests.c.id == run)
+        connection.execute(
+            changed.values(report=json.dumps({**report, "deep_read": dict(outcome)}))
+        )
+
+
 @dataclass(frozen=True)
 class Reading:
     """When catalogs were last read, and what they had."""
@@ -78,14 +92,6 @@ def last_reading(
     return None
 
 
-def was_deep(engine: Engine, mosaic_roots: Sequence[str]) -> bool:
-    """Whether any run has looked which of the mosaics below these roots exist."""
-    return any(
-        report.get("deep") and report["basis"]["mosaics"] == list(mosaic_roots)
-        for report in _reports(engine)
-    )
-
-
 def _reports(engine: Engine) -> Iterator[dict[str, Any]]:
     """Reports of the runs that did not fail, the newest first."""
     chosen = select(harvests.c.report).where(harvests.c.report.is_not(None))
@@ -102,7 +108,8 @@ def recent(engine: Engine, limit: int) -> list[dict[str, Any]]:
 
     Each has ``id``, ``sources``, ``started``, ``finished``, ``status`` (``successful``,
     ``failed``, ``unfinished``: under way, or killed), ``error``, and of a successful one what
-    became of the items.
+    became of the items. ``deep_read`` is what came of the cubes' own metadata, with a status and an
+    error of its own. Of what failed the first :data:`FAILURES` are told, with their reasons.
     """
     chosen = select(harvests).order_by(harvests.c.id.desc()).limit(limit)
     with reading(engine) as connection:
@@ -112,8 +119,10 @@ def recent(engine: Engine, limit: int) -> list[dict[str, Any]]:
 
 _TOLD = (
     "seconds", "deep", "not_modified_since", "added", "changed", "unchanged", "retired", "revived",
-    "failed", "skipped", "missing", "repeated", "collections",
+    "failed", "skipped", "asked", "missing", "repeated", "collections", "failures", "deep_read",
 )  # fmt: skip
+FAILURES = 20
+"""Failures of a run that :func:`recent` tells; the run log has all."""
 
 
 def _run(row: Any) -> dict[str, Any]:
@@ -126,5 +135,31 @@ def _run(row: Any) -> dict[str, Any]:
         "finished": None if row.finished is None else row.finished.isoformat(),
         "status": status,
         "error": row.error,
-        **{name: report[name] for name in _TOLD if name in report},
+        **_shortened({name: report[name] for name in _TOLD if name in report}),
     }
+
+
+def _shortened(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the first of its failures only, and of each what it is and why."""
+    if "deep_read" in report:
+        report["deep_read"] = _shortened(report["deep_read"])
+    if "failures" in report:
+        told = [failure for failure in report["failures"] if not failure["skipped"]]
+        report["failures"] = [
+            {name: failure[name] for name in ("index", "id", "reason")}
+            for failure in told[:FAILURES]
+        ]
+    return report
+
+
+def deep_read_line(run: Mapping[str, Any]) -> str | None:
+    """What came of the deep read of a run, in one line; None if it had none."""
+    read = run.get("deep_read")
+    if read is None:
+        return None
+    if read["status"] != "successful":
+        return f"deep read {read['status']}" + (f": {read['error']}" if read.get("error") else "")
+    return (
+        f"deep read: {read['read']} cubes read, {read['unchanged']} unchanged, "
+        f"{read['failed']} failed"
+    )

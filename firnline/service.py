@@ -177,7 +177,9 @@ class Service:
         sources = self._settings.catalog_urls
         try:
             report = harvest(self._engine, self._settings, sources, deep=deep, progress=progress)
-            deeper = deepen(self._engine, self._settings, progress) if deep else None
+            deeper = None
+            if deep:
+                deeper = deepen(self._engine, self._settings, progress, run=report.run)
         except (SourceUnreachableError, DatabaseError, ConflictError) as error:
             log.error("harvest failed; it's tried again", reason=str(error))
             return True

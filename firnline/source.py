@@ -92,6 +92,12 @@ class Source:
         ``https://``, ``http://``, ``s3://`` (anonymous) or ``file://``.
     allowed
         Roots that may be read, see :func:`check_allowed`.
+
+    Raises
+    ------
+    SourceNotAllowedError
+    SourceMissingError
+        A folder of one's own that is not there.
     """
 
     def __init__(self, url: str, *, allowed: Sequence[str]) -> None:
@@ -134,6 +140,13 @@ class Source:
         """
         blob = self._get(path, {"range": (start, start + length)})
         return self._checked(path, blob, length)
+
+    def get_start(self, path: str, length: int) -> Blob:
+        """Read the first `length` bytes of an object, or all if there are fewer.
+
+        Raises as :meth:`get`.
+        """
+        return self._get(path, {"range": (0, length)})
 
     def get_suffix(self, path: str, length: int) -> Blob:
         """Read the last `length` bytes of an object. Raises as :meth:`get_range`."""
@@ -185,7 +198,10 @@ def _open_store(url: str) -> HTTPStore | S3Store | LocalStore:
             retry_config=retries,
         )
     if scheme == "file":
-        return LocalStore(Path(unquote(urlsplit(url).path)))
+        try:
+            return LocalStore(Path(unquote(urlsplit(url).path)))
+        except BaseError:  # of all stores this one looks whether its root is there
+            raise SourceMissingError(f"{url} does not exist") from None
     raise InputError(f"{scheme or 'a path'} can't be read from; accepted: https, http, s3, file")
 
 

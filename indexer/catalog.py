@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -23,14 +23,18 @@ from shapely import Polygon
 from shapely.geometry import box
 
 from firnline.crs import parse_crs
-from firnline.errors import CatalogError, CRSError, InputError
+from firnline.errors import CatalogError, CRSError, GeometryError, InputError
 from firnline.footprint import Outline, footprints
-from firnline.items import CubeRecord, cube_name, to_https
+from firnline.items import CubeRecord, TileSource, cube_name, to_https
+from firnline.tile import parse_tile
 
 _HALF_TILE = 50_000.0  # metres; every tile of the catalog is 100 km wide
-_FARTHEST = 2e7  # metres: no projected coordinate of a glacier is beyond
 _LONGEST_URL = 2_000
 _STRAY = 15.0  # degrees
+_POLYGONS: tuple[tuple[TileSource, str, str], ...] = (
+    ("geometry_epsg", "geometry_epsg", "geometry_e"),
+    ("proj_polygon", "proj_polygon", "proj_polyg"),
+)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
 # Names of regions in the catalogs before the Randolph inventory's numbers; those that stand for
@@ -148,7 +152,7 @@ def _draft(index: int, feature: Any) -> _Draft:
     name = cube_name(id)
     epsg = _epsg(_get(properties, "epsg", "data_epsg"), None if name is None else name[0])
     centre = None if name is None else name[2]
-    tile = _tile(_get(properties, "geometry_epsg", "geometry_e"), centre)
+    tile, tile_from = _tile(properties, centre)
     region = _get(properties, "FULL_NAME", "region_name", "region")
     count = _number(_get(properties, "granule_count", "granule_co"))
     composite = _get(properties, "composite_zarr_url", "composite_")
@@ -161,6 +165,7 @@ def _draft(index: int, feature: Any) -> _Draft:
             epsg=epsg,
             tile=tile,
             footprint=outline,
+            tile_from=tile_from,
             rgi=_rgi(_get(properties, "RGI_CODE", "region_id"), region),
             region=region[:200] if isinstance(region, str) and region.isprintable() else None,
             granule_count=None if count is None or count < 0 else int(count),
@@ -247,56 +252,41 @@ def _problem_with(epsg: int) -> str | None:
     return None if crs.is_projected else f"EPSG:{epsg} is not a projected CRS"
 
 
-def _tile(value: Any, centre: tuple[float, float] | None) -> Polygon:
-    """The cube's area in its CRS: from the catalog, else from the centre in the file name."""
-    if value is None:
-        if centre is None:
-            raise _Unusable("it has neither geometry_epsg nor a file name that tells its place")
-        x, y = centre
-        tile = box(x - _HALF_TILE, y - _HALF_TILE, x + _HALF_TILE, y + _HALF_TILE)
+def _tile(
+    properties: Mapping[str, Any], centre: tuple[float, float] | None
+) -> tuple[Polygon, TileSource]:
+    """The cube's area in its CRS: the first of ``geometry_epsg``, ``proj_polygon``, file name.
+
+    What is there and is no polygon is an error, and not passed over: something is wrong then.
+    """
+    tile: Polygon | None = None
+    for source, *names in _POLYGONS:
+        value = _get(properties, *names)
+        if value is not None:
+            tile = _polygon(value, source)
+            break
     else:
-        tile = _polygon(value)
+        if centre is None:
+            raise _Unusable(
+                "it has neither geometry_epsg nor proj_polygon nor a file name that tells its place"
+            )
+        x, y = centre
+        source = "file name"
+        tile = box(x - _HALF_TILE, y - _HALF_TILE, x + _HALF_TILE, y + _HALF_TILE)
     if centre is not None:
         left, bottom, right, top = tile.bounds
         if not (left <= centre[0] <= right and bottom <= centre[1] <= top):
             raise _Unusable(
-                f"its file name places it at {centre[0]:.0f}, {centre[1]:.0f}, "
-                "outside its geometry_epsg"
+                f"its file name places it at {centre[0]:.0f}, {centre[1]:.0f}, outside its {source}"
             )
-    return tile
+    return tile, source
 
 
-def _polygon(value: Any) -> Polygon:
-    if isinstance(value, str):  # shapefiles hold no objects; some writers left Python's quotes
-        for text in (value, value.replace("'", '"')):
-            try:
-                value = orjson.loads(text)
-                break
-            except orjson.JSONDecodeError:
-                continue
+def _polygon(value: Any, source: TileSource) -> Polygon:
     try:
-        rings = value["coordinates"]
-        if value["type"] == "MultiPolygon":
-            (rings,) = rings
-        elif value["type"] != "Polygon":
-            _bad_geometry()
-        shell = rings[0]
-        if len(rings) != 1 or not 4 <= len(shell) <= 10_000:
-            _bad_geometry()
-        corners = [(float(point[0]), float(point[1])) for point in shell]
-    except (LookupError, TypeError, ValueError, OverflowError):
-        _bad_geometry()
-    # `not <=` also is true of NaN
-    if not all(abs(c) <= _FARTHEST for corner in corners for c in corner):
-        raise _Unusable("its geometry_epsg is out of range")
-    polygon = Polygon(corners)
-    if not polygon.is_valid or polygon.area <= 0:
-        _bad_geometry()
-    return polygon
-
-
-def _bad_geometry() -> NoReturn:
-    raise _Unusable("its geometry_epsg is not one valid Polygon")
+        return parse_tile(value)
+    except GeometryError as error:
+        raise _Unusable(f"its {source} {error}") from None
 
 
 def _rgi(code: Any, region: Any) -> int | None:

@@ -12,28 +12,32 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import orjson
-import shapely
+import shapely.geometry
 from sqlalchemy import Connection, Engine, select
 
+from firnline import runs
 from firnline.arrays import basenames, instants, read_array
 from firnline.cube import Cube, parse_cube, read_metadata
 from firnline.database import put_cube, put_items, reading, writing
 from firnline.deep import VERSION, Facts, cube_facts, with_facts
 from firnline.errors import (
+    DatabaseError,
     FirnlineError,
     SourceCorruptError,
     SourceMissingError,
     SourceUnreachableError,
 )
 from firnline.indexer.catalog import Failure
-from firnline.indexer.harvest import put_extent
+from firnline.indexer.changes import put_extent
 from firnline.items import CUBES, item_row
+from firnline.locks import alone
 from firnline.pairs import PairColumns, encode_blocks, put_blocks
 from firnline.settings import Settings
 from firnline.source import Source
@@ -121,17 +125,50 @@ class _Found:
     layout: bytes
 
 
-def deepen(engine: Engine, settings: Settings, progress: Progress | None = None) -> DeepReport:
+def deepen(
+    engine: Engine,
+    settings: Settings,
+    progress: Progress | None = None,
+    *,
+    run: int | None = None,
+) -> DeepReport:
     """Read every cube of the catalog that is new or has changed, and update its item.
+
+    Parameters
+    ----------
+    run
+        The harvest (``Report.run``) in whose row of the run log to tell what came of it.
 
     Raises
     ------
+    ConflictError
+        Another deep read of this database is under way.
     SourceUnreachableError
         The cubes' host does not answer. What was read before is kept.
     DatabaseError
     """
     started = datetime.now(UTC)
-    progress = progress or (lambda *_: None)
+    begun = {"started": started.isoformat()}
+
+    def note(**outcome: Any) -> None:
+        if run is not None:
+            runs.note_deep_read(engine, run, begun | outcome)
+
+    try:
+        with alone(engine, "deep-read"):
+            note(status="unfinished")
+            report = _deepen(engine, settings, started, progress or (lambda *_: None))
+            note(status="successful", **report.to_dict())
+            return report
+    except FirnlineError as error:
+        with suppress(DatabaseError):
+            note(status="failed", error=str(error))
+        raise
+
+
+def _deepen(
+    engine: Engine, settings: Settings, started: datetime, progress: Progress
+) -> DeepReport:
     tasks = _tasks(engine)
     read = unchanged = pairs = 0
     failures: list[Failure] = []
@@ -293,12 +330,11 @@ def _write(connection: Connection, task: _Task, found: _Found) -> None:
         layout=found.layout,
     )
     put_blocks(connection, task.id, found.blocks)
-    chosen = select(items.c.content, items.c.footprint, items.c.source).where(
+    chosen = select(items.c.content, items.c.source).where(
         items.c.collection == CUBES, items.c.id == task.id
     )
     row = connection.execute(chosen).one_or_none()
     if row is None:  # a harvest has removed it meanwhile
         return
-    content, outline, source = row
-    item = with_facts(orjson.loads(content), found.facts)
-    put_items(connection, [item_row(item, shapely.from_wkb(outline), source)])
+    item = with_facts(orjson.loads(row.content), found.facts)
+    put_items(connection, [item_row(item, shapely.geometry.shape(item["geometry"]), row.source)])

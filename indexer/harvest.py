@@ -12,35 +12,28 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-import shapely
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Engine, func, select
 
 from firnline import runs
-from firnline.collections import COLLECTIONS, Extent, collection
-from firnline.database import ItemRow, put_collections, put_items, reading, retire_items, writing
-from firnline.deep import Facts, deepened, stored_facts
-from firnline.document import Document, Validators, exist, read_document
+from firnline.database import ItemRow, reading, writing
+from firnline.document import Document, Validators, read_document
 from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
 from firnline.indexer.catalog import Failure, read_catalog
-from firnline.indexer.mosaics import Cube, mosaic_records
+from firnline.indexer.changes import STRIDE, compare, refuse_losses, stored_rows, write
+from firnline.indexer.presence import Files
 from firnline.indexer.report import Counts, Report
-from firnline.items import CUBES, MOSAICS, CubeRecord, cube_item, encode, item_row, mosaic_item
+from firnline.indexer.rows import Mosaic, composites, cube_rows, mosaic_candidates
+from firnline.items import CUBES, MOSAICS, CubeRecord
 from firnline.locks import alone
 from firnline.runs import Reading
 from firnline.settings import Settings
-from firnline.tables import LIVING, collections, items
+from firnline.source import check_allowed
+from firnline.tables import LIVING, items
 from firnline.version import __version__
 
-LARGEST_LOSS = 0.2
-"""Share of its cubes that a catalog may lose from one harvest to the next."""
-
 Progress = Callable[[str, int, int], None]
-"""Called with the phase (``read``, ``items``, ``check``, ``mosaics``, ``store``), how many are
-done, and of how many."""
-
-_STRIDE = 500  # rows between two reports of progress
-_SUMMARISED = ("proj:code", "version", "rgi", "temporal_coverage_type", "itslive:region")
+"""Called with the phase, how many are done, and of how many. Phases: ``read``, ``items``,
+``mosaics``, ``store``; in a deep harvest also ``composites``, ``check``, ``grids``."""
 
 
 def harvest(
@@ -72,11 +65,12 @@ def harvest(
         Also the velocity mosaics under ``settings.mosaic_roots``, of all regions whose cubes
         are known.
     deep
-        Look which mosaics exist, and leave out those that don't; a later harvest that is not
-        deep goes by what was found. Without any deep harvest, all are taken to exist.
+        Look which files of the mosaics, and which composites of the cubes, exist, and leave out
+        those that don't; a later harvest that is not deep goes by what was found. Files that no
+        one has looked for are taken to exist.
     force
-        Read the catalogs even if they have not changed, and accept that one lost more than
-        :data:`LARGEST_LOSS` of its cubes.
+        Read the catalogs even if they have not changed, accept that one lost more than
+        :data:`firnline.indexer.changes.LARGEST_LOSS` of its cubes, and look for every file.
     dry_run
         Compare, and write nothing.
 
@@ -87,10 +81,9 @@ def harvest(
     ConflictError
         Another harvest of this database is under way.
     SourceUnreachableError, SourceMissingError, SourceNotAllowedError
-        A catalog can't be read, or the existence of a mosaic not be asked; the database is as
-        before.
+        A catalog can't be read, or the mosaics' host is down; the catalog is as before.
     CatalogError
-        A catalog is not one, or has lost more than :data:`LARGEST_LOSS` of its cubes.
+        A catalog is not one, or has lost more than ``LARGEST_LOSS`` of its cubes.
     DatabaseError
     """
     if not locations:
@@ -156,18 +149,12 @@ class _Run:
                 "started": self.started,
                 "finished": datetime.now(UTC),
                 "dry_run": self.dry,
+                "run": self.key,
                 "deep": self.deep,
                 "basis": self.basis,
             }
             | more
         )
-
-
-@dataclass(frozen=True)
-class _Stored:
-    digest: str
-    source: str
-    retired: bool
 
 
 def _harvest(run: _Run) -> Report:
@@ -187,43 +174,46 @@ def _harvest(run: _Run) -> Report:
         failures += [replace(failure, source=source) for failure in unusable]
         read += len(records)
 
-    with reading(run.engine) as connection:
-        facts = stored_facts(connection)
-    cube_rows = _cube_rows(found.values(), run.started.year, facts)
-    rows = {CUBES: list(_counted(cube_rows, len(found), "items", run.progress))}
+    files = Files(run.engine, run.settings, keep=not run.dry, progress=run.progress)
+    if run.deep:
+        files.ask(composites(found), run.started, phase="composites", everything=run.force)
+    made = cube_rows(run.engine, found, files.known, last_year=run.started.year)
+    rows = {CUBES: list(_counted(made, len(found), "items", run.progress))}
     owners: dict[str, Sequence[str]] = {CUBES: run.sources}
-    missing = 0
+    candidates: list[Mosaic] = []
     if run.mosaics:
-        cubes = [Cube(record.rgi, record.footprint) for _, record in found.values()]
-        cubes += _other_cubes(run, found)
-        roots = run.settings.mosaic_roots
-        made, without, missing = mosaic_records(roots, cubes, exists=_exists(run))
+        owners[MOSAICS] = roots = run.settings.mosaic_roots
+        candidates, without = mosaic_candidates(run.engine, roots, run.sources, found, rows[CUBES])
         failures += without
-        mosaic_rows = (item_row(mosaic_item(m), m.footprint, m.root) for m in made)
+        if run.deep:
+            _look(run, candidates, files)
+        there = (row for each in candidates if (row := each.row(files.known)) is not None)
         # Of two roots that have the same mosaic, the later one is taken, as with cubes.
-        counted = _counted(mosaic_rows, len(made), "mosaics", run.progress)
+        counted = _counted(there, len(candidates), "mosaics", run.progress)
         rows[MOSAICS] = list({row.id: row for row in counted}.values())
-        owners[MOSAICS] = roots
 
+    urls = {file.url for mosaic in candidates for file in mosaic.files()}
+    urls |= {file.url for file in composites(found)}
     report = run.report(
-        failures=tuple(failures),
-        missing=missing,
+        failures=(*failures, *files.failures),
+        asked=files.asked,
+        missing=sum(map(files.is_missing, urls)),
         repeated=read - len(found),
         validators={source: document.validators for source, document in documents.items()},
     )
     with reading(run.engine) if run.dry else writing(run.engine) as connection:
         changes = [
-            _compare(_stored(connection, name), name, rows[name], owners[name]) for name in rows
+            compare(stored_rows(connection, name), name, rows[name], owners[name]) for name in rows
         ]
         if not run.force:
-            _refuse_losses(changes[0], run.sources)
+            refuse_losses(changes[0], run.sources)
         report = replace(
             report,
             counts={change.collection: change.counts for change in changes},
             written=sum(len(change.put) + len(change.retired) for change in changes),
         )
         if run.key is not None:
-            _write(connection, changes, run.progress)
+            write(connection, changes, run.progress)
             report = replace(report, finished=datetime.now(UTC))
             runs.finish(connection, run.key, report=report.to_json())
     return replace(report, finished=datetime.now(UTC))
@@ -248,6 +238,15 @@ def _read(run: _Run, known: Mapping[str, Validators]) -> dict[str, Document] | N
         documents[source] = document
     run.progress("read", len(run.sources), len(run.sources))
     return {source: documents[source] for source in run.sources}
+
+
+def _look(run: _Run, mosaics: Sequence[Mosaic], files: Files) -> None:
+    """Learn which files of the mosaics there are, and what grids they have."""
+    for root in run.settings.mosaic_roots:
+        check_allowed(root, run.settings.allowed_sources)
+    targets = (file for mosaic in mosaics for file in mosaic.files())
+    files.ask(targets, run.started, phase="check", everything=run.force)
+    files.read_grids((mosaic.item, mosaic.root) for mosaic in mosaics)
 
 
 def _unmodified(run: _Run, last: Reading) -> Report:
@@ -279,171 +278,11 @@ def _records(source: str, data: bytes) -> tuple[list[CubeRecord], list[Failure]]
         raise CatalogError(f"{source}: {error}") from None
 
 
-def _exists(run: _Run) -> Callable[[list[str]], list[bool]] | None:
-    """Which mosaics there are: as is looked up now, or was by the last deep harvest."""
-    settings = run.settings
-    if run.deep:
-
-        def look(urls: list[str]) -> list[bool]:
-            run.progress("check", 0, len(urls))
-            there = exist(urls, allowed=settings.allowed_sources, concurrency=settings.concurrency)
-            run.progress("check", len(urls), len(urls))
-            return there
-
-        return look
-    if not runs.was_deep(run.engine, settings.mosaic_roots):
-        return None
-    chosen = select(items.c.content).where(items.c.collection == MOSAICS, LIVING)
-    with reading(run.engine) as connection:
-        known = {
-            orjson.loads(content)["assets"]["cog_v"]["href"]
-            for content in connection.scalars(chosen)
-        }
-    return lambda urls: [url in known for url in urls]
-
-
-def _cube_rows(
-    found: Iterable[tuple[str, CubeRecord]],
-    last_year: int,
-    facts: Mapping[str, tuple[str, Facts]],
-) -> Iterator[ItemRow]:
-    for source, record in found:
-        item = deepened(cube_item(record, last_year=last_year), facts)
-        yield item_row(item, record.footprint, source)
-
-
 def _counted(
     rows: Iterable[ItemRow], total: int, phase: str, progress: Progress
 ) -> Iterator[ItemRow]:
     for done, row in enumerate(rows):
-        if done % _STRIDE == 0:
+        if done % STRIDE == 0:
             progress(phase, done, total)
         yield row
     progress(phase, total, total)
-
-
-def _other_cubes(run: _Run, found: Mapping[str, Any]) -> list[Cube]:
-    """Cubes of other sources: a mosaic's outline must not depend on which catalog came last."""
-    chosen = select(items.c.id, items.c.content, items.c.footprint).where(
-        items.c.collection == CUBES, items.c.source.not_in(run.sources), LIVING
-    )
-    with reading(run.engine) as connection:
-        stored = connection.execute(chosen).all()
-    return [
-        Cube(
-            orjson.loads(content)["properties"].get("itslive:rgi_code"), shapely.from_wkb(footprint)
-        )
-        for id, content, footprint in stored
-        if id not in found
-    ]
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What to write of one collection."""
-
-    collection: str
-    put: list[ItemRow]
-    retired: list[str]
-    counts: Counts
-    losses: Mapping[str, tuple[int, int]]
-    """By source: how many of its items are gone, of how many."""
-
-
-def _stored(connection: Connection, name: str) -> dict[str, _Stored]:
-    chosen = select(items.c.id, items.c.digest, items.c.source, items.c.retired).where(
-        items.c.collection == name
-    )
-    return {
-        id: _Stored(digest, source, retired is not None)
-        for id, digest, source, retired in connection.execute(chosen)
-    }
-
-
-def _compare(
-    stored: Mapping[str, _Stored], name: str, rows: list[ItemRow], owners: Sequence[str]
-) -> _Change:
-    put = []
-    added = changed = revived = 0
-    for row in rows:
-        before = stored.get(row.id)
-        if before is None:
-            added += 1
-        elif before.retired:
-            revived += 1
-        elif before.digest != row.digest:
-            changed += 1
-        elif before.source == row.source:
-            continue
-        put.append(row)
-    now = {row.id for row in rows}
-    living = {id: before.source for id, before in stored.items() if not before.retired}
-    retired = [id for id, source in living.items() if source in owners and id not in now]
-    return _Change(
-        collection=name,
-        put=put,
-        retired=retired,
-        counts=Counts(added, changed, len(rows) - added - changed - revived, len(retired), revived),
-        losses={
-            owner: (
-                sum(living[id] == owner for id in retired),
-                sum(source == owner for source in living.values()),
-            )
-            for owner in owners
-        },
-    )
-
-
-def _refuse_losses(change: _Change, sources: Sequence[str]) -> None:
-    for source in sources:
-        lost, before = change.losses[source]
-        if lost > LARGEST_LOSS * before:
-            raise CatalogError(
-                f"{source}: the catalog lost {lost} of its {before} cubes, more than "
-                f"{LARGEST_LOSS:.0%}; refused, since it looks like a damaged one "
-                "(`firnline harvest --force` accepts it)"
-            )
-
-
-def _write(connection: Connection, changes: Sequence[_Change], progress: Progress) -> None:
-    known = set(connection.scalars(select(collections.c.id)))
-    # Items refer to their collection, so it comes first; its extent follows from the items.
-    put_collections(
-        connection, [(id, encode(collection(id))) for id in COLLECTIONS if id not in known]
-    )
-    total = sum(len(change.put) for change in changes)
-    done = 0
-    for change in changes:
-        for first in range(0, len(change.put), _STRIDE):
-            progress("store", done, total)
-            batch = change.put[first : first + _STRIDE]
-            put_items(connection, batch)
-            done += len(batch)
-        retire_items(connection, change.collection, change.retired)
-        put_extent(connection, change.collection)
-    progress("store", total, total)
-
-
-def put_extent(connection: Connection, name: str) -> None:
-    """Bring a collection's extent and summaries to what its items are."""
-    put_collections(connection, [(name, encode(collection(name, _extent(connection, name))))])
-
-
-def _extent(connection: Connection, name: str) -> Extent | None:
-    chosen = select(
-        items.c.footprint, items.c.content, items.c.start_datetime, items.c.end_datetime
-    ).where(items.c.collection == name, LIVING)
-    rows = connection.execute(chosen).all()
-    if not rows:
-        return None
-    west, south, east, north = shapely.total_bounds(shapely.from_wkb([row[0] for row in rows]))
-    properties = [orjson.loads(row[1])["properties"] for row in rows]
-    return Extent(
-        bbox=(float(west), float(south), float(east), float(north)),
-        start=min(row[2] for row in rows),
-        end=max(row[3] for row in rows),
-        summaries={
-            key: sorted({values[key] for values in properties if values.get(key) is not None})
-            for key in _SUMMARISED
-        },
-    )

@@ -7,15 +7,17 @@ cubes of it are known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import shapely
 from shapely import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
+from shapely.geometry.polygon import orient
 
 from firnline.footprint import Outline, bbox
 from firnline.indexer.catalog import Failure
-from firnline.items import MosaicRecord, mosaic_url, region_id
+from firnline.items import MosaicRecord, region_id
 
 VERSIONS = {"2": 2022, "2.1": 2024}
 """Last year of each version."""
@@ -66,16 +68,13 @@ class Cube:
     """What the outline of a mosaic needs of a cube."""
 
     rgi: int | None
-    footprint: Outline
+    footprint: BaseGeometry
 
 
 def mosaic_records(
-    roots: Sequence[str],
-    cubes: Iterable[Cube],
-    *,
-    exists: Callable[[list[str]], list[bool]] | None = None,
-) -> tuple[list[MosaicRecord], list[Failure], int]:
-    """All mosaics of the regions that `cubes` tell of.
+    roots: Sequence[str], cubes: Iterable[Cube]
+) -> tuple[list[MosaicRecord], list[Failure]]:
+    """All mosaics that the naming scheme has of the regions that `cubes` tell of.
 
     Parameters
     ----------
@@ -83,17 +82,12 @@ def mosaic_records(
         URLs of folders ``velocity_mosaic``.
     cubes
         Every cube that is known.
-    exists
-        Says for URLs whether they exist. Asked for one COG of each mosaic (that of ``v``); None
-        believes the templates.
 
     Returns
     -------
     records
     failures
         A region without known cubes has no outline, and thus no item: it's skipped.
-    missing
-        How many mosaics don't exist.
     """
     outlines, failures = region_outlines(cubes)
     records = [
@@ -104,16 +98,12 @@ def mosaic_records(
         for version, last_year in VERSIONS.items()
         for year in (None, *range(region.first_year, last_year + 1))
     ]
-    if exists is None:
-        return records, failures, 0
-    found = exists([mosaic_url(record, "v") for record in records])
-    kept = [record for record, there in zip(records, found, strict=True) if there]
-    return kept, failures, len(records) - len(kept)
+    return records, failures
 
 
 def region_outlines(cubes: Iterable[Cube]) -> tuple[dict[int, Outline], list[Failure]]:
     """The union of the footprints of each region's cubes, by the region's number."""
-    by_rgi: dict[int, list[Outline]] = {}
+    by_rgi: dict[int, list[BaseGeometry]] = {}
     for cube in cubes:
         if cube.rgi is not None:
             by_rgi.setdefault(cube.rgi, []).append(cube.footprint)
@@ -141,7 +131,7 @@ def region_outlines(cubes: Iterable[Cube]) -> tuple[dict[int, Outline], list[Fai
     return outlines, failures
 
 
-def _within(outline: Outline, region: Region) -> bool:
+def _within(outline: BaseGeometry, region: Region) -> bool:
     west, south, east, north = bbox(outline)
     return (
         region.box[0] - _SLACK <= west <= east <= region.box[2] + _SLACK
@@ -150,9 +140,9 @@ def _within(outline: Outline, region: Region) -> bool:
     )
 
 
-def _union(outlines: list[Outline]) -> Outline:
+def _union(outlines: list[BaseGeometry]) -> Outline:
     # Tiles of one CRS have the same vertices on a common edge, so that nothing is left between.
-    union = shapely.union_all(outlines)
-    if isinstance(union, Polygon):
-        return union
-    return MultiPolygon([part for part in shapely.get_parts(union) if isinstance(part, Polygon)])
+    parts = shapely.get_parts(shapely.union_all(outlines))
+    # RFC 7946, section 3.1.6; a union winds as it likes
+    polygons = [orient(part) for part in parts if isinstance(part, Polygon)]
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)

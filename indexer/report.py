@@ -37,17 +37,21 @@ class Report:
     counts: Mapping[str, Counts]
     """By collection."""
     failures: tuple[Failure, ...]
-    """Features and regions that gave no item, each with its reason."""
+    """Features and regions that gave no item, and files that gave no answer, with the reason."""
     missing: int
-    """Mosaics that were looked for and don't exist."""
+    """Files of mosaics, and composites, that were looked for and don't exist."""
     repeated: int
     """Cubes that a later catalog of the same harvest has too, and that were taken from there."""
     deep: bool = False
-    """Whether it was asked of each mosaic if it exists."""
+    """Whether the files themselves were looked at."""
+    asked: int = 0
+    """Files of mosaics, and composites, that were asked for if they exist."""
     not_modified_since: datetime | None = None
     """When the catalogs were last read, where they have not changed since and were not read."""
     written: int = 0
     """Rows that were put or retired: also those that only changed their source."""
+    run: int | None = None
+    """Key of its row in the run log; None in a dry run."""
     basis: Mapping[str, Any] = field(default_factory=dict)
     """All but the catalogs that decides what a harvest makes of them."""
     validators: Mapping[str, Validators] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Number of features that could not be made items though they should be."""
+        """Number of features that should be items and are none, and of files without an answer."""
         return sum(not failure.skipped for failure in self.failures)
 
     @property
@@ -95,8 +99,10 @@ class Report:
             lines.append(
                 f"{self.repeated} cubes are in several catalogs: the last one's were taken"
             )
-        if self.missing:
-            lines.append(f"{self.missing} mosaics don't exist and were left out")
+        if self.asked or self.missing:
+            lines.append(
+                f"{self.asked:,} files asked for; {self.missing:,} don't exist and are left out"
+            )
         if self.not_modified_since is None:
             lines.append(f"{self.failed} failed, {self.skipped} skipped")
         for failure in self.failures[:failures]:
@@ -124,6 +130,7 @@ class Report:
             **asdict(self.total),
             "failed": self.failed,
             "skipped": self.skipped,
+            "asked": self.asked,
             "missing": self.missing,
             "repeated": self.repeated,
             "written": self.written,

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,7 +105,8 @@ def _conninfo(url: URL) -> str:
 
 
 @contextmanager
-def _private_server() -> Iterator[PostgresServer]:
+def _private_server(options: Mapping[str, str] = _SERVER_OPTIONS) -> Iterator[PostgresServer]:
+    """A server of one's own, stopped and removed at the end; benchmarks have other options."""
     binaries = _binaries()
     identity: dict[str, Any] = {}
     owner = pwd.getpwuid(os.getuid())
@@ -119,21 +120,21 @@ def _private_server() -> Iterator[PostgresServer]:
     try:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         data, log = folder / "data", folder / "log"
-        options: dict[str, Any] = {"cwd": folder, "env": {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}}
+        start: dict[str, Any] = {"cwd": folder, "env": {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}}
         initdb = [binaries / "initdb", "--pgdata", data, "--username", "firnline", "--no-sync"]
         made = subprocess.run(
             [*initdb, "--auth", "trust", "--encoding", "UTF8"],
-            **options, **identity, capture_output=True, text=True,
+            **start, **identity, capture_output=True, text=True,
         )  # fmt: skip
         if made.returncode:
             _unavailable(f"initdb failed: {made.stderr.strip()}")
-        settings = _SERVER_OPTIONS | {"unix_socket_directories": str(folder)}
+        settings = {**options, "unix_socket_directories": str(folder)}
         command = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the tests, even if killed
         command += [binaries / "postgres", "-D", data]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with log.open("wb") as stream:
             server = subprocess.Popen(
-                command, **options, **identity, stdout=stream, stderr=subprocess.STDOUT
+                command, **start, **identity, stdout=stream, stderr=subprocess.STDOUT
             )
         url = f"postgresql+psycopg://firnline@/postgres?host={folder}"
         deadline = time.monotonic() + 30

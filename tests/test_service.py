@@ -92,6 +92,8 @@ def test_harvests_on_schedule(sample: Any, tmp_path: Path, monkeypatch: pytest.M
 
         deep = wait_for(lambda: [run for run in runs() if run.get("deep")])
         assert deep[0]["status"] == "successful"
+        read = wait_for(lambda: [r for r in runs() if r.get("deep_read", {}).get("pairs")])
+        assert (read[-1]["deep_read"]["read"], read[-1]["deep_read"]["pairs"]) == (5, 5 * 60)
         sample.server.faults = Faults(Fault("status", 500))
         assert "answered 500" in wait_for(lambda: [r["error"] for r in runs() if r["error"]])[0]
         sample.server.faults = None

@@ -15,6 +15,7 @@ from firnline import runs
 from firnline.api.app import create_app
 from firnline.database import writing
 from firnline.errors import CatalogError
+from firnline.indexer.cubes import deepen
 from firnline.indexer.harvest import harvest
 from firnline.settings import Settings
 
@@ -67,6 +68,33 @@ def test_nothing_of_the_operator_is_told(
     )
     assert refused["error"] == "the database did not answer"
     assert str(tmp_path) not in json.dumps([refused, failed])
+
+
+def test_failures_are_told_without_folders(
+    client: TestClient, engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    """Of the harvest and of its deep read; the cubes of this catalog are in the operator's own."""
+    folder = tmp_path / "private"
+    folder.mkdir()
+    path = folder / "catalog.json"
+    name = "ITS_LIVE_vel_EPSG3413_G0120_X50000_Y-2250000.zarr"
+    features = [
+        {"type": "Feature", "properties": {"zarr_url": f"{folder.as_uri()}/{name}"}},
+        {"type": "Feature", "properties": {"zarr_url": f"{folder.as_uri()}/b?.zarr"}},
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    own = settings.model_copy(update={"allowed_sources": (folder.as_uri(),)})
+    report = harvest(engine, own, [path.as_uri()], mosaics=False)
+    deepen(engine, own, run=report.run)
+    told = client.get("/harvests?limit=1").text
+    assert str(folder) not in told
+    (run,) = json.loads(told)["harvests"]
+    assert run["sources"] == ["catalog.json"]
+    (failure,) = run["failures"]
+    assert "its zarr_url is not an https" in failure["reason"]
+    (unread,) = run["deep_read"]["failures"]
+    assert unread["id"] == name.removesuffix(".zarr")
+    assert unread["reason"] == f"{name} does not exist"
 
 
 @pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "", "1e1", "٣", "9" * 40])

@@ -202,6 +202,30 @@ def test_upgrade_of_a_catalog_in_use(bare_url: str) -> None:
     engine.dispose()
 
 
+def test_content_is_compressed_by_lz4(bare_postgresql_url: str) -> None:
+    """Where it is there: of PostgreSQL's own method an upsert spends most of its time in."""
+    engine = connect(bare_postgresql_url)
+    migrate(engine)
+    methods = (
+        "SELECT attname, attcompression FROM pg_attribute "
+        "WHERE attrelid = 'items'::regclass AND attname IN ('content', 'footprint') ORDER BY 1"
+    )
+    long = b'{"a": "' + b"0123456789" * 1_000 + b'"}'
+    with writing(engine) as connection:
+        known = connection.exec_driver_sql("SHOW default_toast_compression").scalar()
+        assert known == "pglz"
+        assert connection.exec_driver_sql(methods).all() == [("content", "l"), ("footprint", "l")]
+        put_collections(connection, [(CUBES, b"{}")])
+        put_items(connection, [row("a", box(0, 0, 1, 1), long)])
+        assert get_item(connection, CUBES, "a") == long
+        used = "SELECT pg_column_compression(content) FROM items"
+        assert connection.exec_driver_sql(used).scalar() == "lz4"
+        command.downgrade(_alembic(connection), "0005")
+        assert connection.exec_driver_sql(methods).all() == [("content", ""), ("footprint", "")]
+        assert get_item(connection, CUBES, "a") == long
+    engine.dispose()
+
+
 def test_upgrade_downgrade_upgrade(bare_url: str) -> None:
     engine = connect(bare_url)
     migrate(engine)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from firnline import document
-from firnline.document import Document, Validators, exist, read_document
+from firnline.document import Document, Seen, Validators, look_up, read_document
 from firnline.errors import (
     SourceCorruptError,
     SourceMissingError,
@@ -208,14 +208,15 @@ class TestRedirects:
             server.answer = lambda *_: (302, {"Location": f"{other.url}/c.json"}, b"")
             with pytest.raises(SourceNotAllowedError, match=other.url):
                 read(server)
-            with pytest.raises(SourceNotAllowedError):
-                exist([f"{server.url}/c.json"], allowed=[f"{server.url}/"])
+            (refused,) = look_up([[f"{server.url}/c.json"]], allowed=[f"{server.url}/"])
+            assert isinstance(refused, SourceNotAllowedError)
             assert not other.asked
             both = [f"{server.url}/", f"{other.url}/"]
             found = read_document(f"{server.url}/c.json", allowed=both)
             assert found is not None
             assert found.data == TEXT
-            assert exist([f"{server.url}/c.json"], allowed=both) == [True]
+            (seen,) = look_up([[f"{server.url}/c.json"]], allowed=both)
+            assert seen == Seen(None, len(TEXT))
         finally:
             other.close()
 
@@ -279,25 +280,52 @@ class TestConditions:
             read_document(tmp_path, allowed=[])
 
 
-class TestExist:
+class TestLookUp:
     def test_each_is_asked_once(self, server: Server) -> None:
         def answer(method: str, path: str, headers: Any) -> Answer:
             number = int(path.removeprefix("/"))
-            return (200 if number % 3 else 404 if number % 2 else 410), {}, b""
+            assert headers["Accept-Encoding"] == "identity"
+            return (200 if number % 3 else 404 if number % 2 else 410), {"ETag": path}, b"x" * 7
 
         server.answer = answer
-        urls = [f"{server.url}/{n}" for n in range(60)]
-        assert exist(urls, allowed=[server.url]) == [n % 3 != 0 for n in range(60)]
+        files = [[f"{server.url}/{n}"] for n in range(60)]
+        found = list(look_up(files, allowed=[server.url]))
+        assert found == [Seen(f"/{n}", 7) if n % 3 else None for n in range(60)]
         assert sorted(server.asked) == sorted(("HEAD", f"/{n}") for n in range(60))
-        assert exist([], allowed=[]) == []
+        assert list(look_up([], allowed=[])) == []
 
     @pytest.mark.parametrize("status", [403, 500, 503])
     def test_neither_yes_nor_no(self, server: Server, status: int) -> None:
+        """One file without an answer is an error of its own, and the others are told."""
         server.answer = lambda _, path, __: (status if path == "/7" else 200, {}, b"")
-        with pytest.raises(SourceUnreachableError, match=f"/7: the server answered {status}"):
-            exist([f"{server.url}/{n}" for n in range(20)], allowed=[server.url])
+        found = list(look_up([[f"{server.url}/{n}"] for n in range(20)], allowed=[server.url]))
+        assert found[:7] + found[8:] == [Seen(None, 0)] * 19
+        assert isinstance(found[7], SourceUnreachableError)
+        assert f"/7: the server answered {status}" in str(found[7])
 
-    def test_none_is_asked_if_one_is_not_allowed(self, server: Server) -> None:
-        with pytest.raises(SourceNotAllowedError):
-            exist([f"{server.url}/1", "https://example.org/2"], allowed=[server.url])
-        assert not server.asked
+    def test_no_answer_to_one_of_its_names_is_no_no(self, server: Server) -> None:
+        """A file with two names is missing when both are, and only then."""
+        statuses = {"/a": 404, "/b": 200, "/c": 404, "/d": 503}
+        server.answer = lambda _, path, __: (statuses[path], {}, b"")
+        files = [[f"{server.url}/{name}" for name in names] for names in ("ab", "ac", "ad", "bd")]
+        second, none, unknown, first = look_up(files, allowed=[server.url])
+        assert (second, none, first) == (Seen(None, 0), None, Seen(None, 0))
+        assert isinstance(unknown, SourceUnreachableError)
+
+    def test_what_is_not_allowed_is_not_asked(self, server: Server) -> None:
+        files = [["https://example.org/2"], [f"{server.url}/1"]]
+        refused, seen = look_up(files, allowed=[server.url])
+        assert isinstance(refused, SourceNotAllowedError)
+        assert seen == Seen(None, len(TEXT))
+
+    def test_the_rest_is_not_asked_when_no_one_wants_to_know(self, server: Server) -> None:
+        files = [[f"{server.url}/{n}"] for n in range(500)]
+        answers = look_up(files, allowed=[server.url], concurrency=2)
+        next(answers)
+        answers.close()
+        assert len(server.asked) < 100
+
+    def test_files_of_one_s_own(self, tmp_path: Path) -> None:
+        (tmp_path / "a b").write_bytes(b"12345")
+        files = [[(tmp_path / name).as_uri()] for name in ("a b", "c", ".")]
+        assert list(look_up(files, allowed=[tmp_path.as_uri()])) == [Seen(None, 5), None, None]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from pathlib import Path
 
@@ -16,11 +15,19 @@ from shapely import MultiPolygon, Point, Polygon
 from shapely.geometry import box
 
 from firnline.errors import BBoxError, CRSError, GeometryError
-from firnline.footprint import TOLERANCE, bbox, footprint, footprints
+from firnline.footprint import TOLERANCE, bbox, footprint
+from firnline.indexer.catalog import read_catalog
 
 REPO = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
-CATALOG = DATA / "catalog_v02_2024.json"
+CATALOGS = [
+    DATA / name
+    for name in (
+        "catalog_v02_2024.json",
+        "catalog_v02_truncated_keys.geojson",
+        "catalog_v02_older.json",
+    )
+]
 GEOD = Geod(ellps="WGS84")
 
 
@@ -74,25 +81,21 @@ def near_edges(
 
 @pytest.fixture(scope="module")
 def real() -> list[tuple[str, Polygon, Polygon | MultiPolygon]]:
-    """Code, tile and footprint of all cubes of the real catalog."""
-    if not CATALOG.exists():
-        pytest.skip(f"{CATALOG} is not here")
-    groups: dict[str, list[Polygon]] = {}
-    for feature in json.loads(CATALOG.read_bytes())["features"]:
-        properties = feature["properties"]
-        tile = shapely.geometry.shape(properties["geometry_epsg"])
-        groups.setdefault(f"EPSG:{properties['epsg']}", []).append(tile)
-    return [
-        (crs, tile, outline)
-        for crs, tiles in groups.items()
-        for tile, outline in zip(tiles, footprints(tiles, crs), strict=True)
-    ]
+    """Code, tile and footprint of all cubes of the real catalogs, each tile once."""
+    tiles = {}
+    for path in CATALOGS:
+        if not path.exists():
+            pytest.skip(f"{path} is not here")
+        records, failures = read_catalog(path.read_bytes())
+        assert not failures
+        tiles |= {(r.epsg, r.tile.bounds): (f"EPSG:{r.epsg}", r.tile, r.footprint) for r in records}
+    return list(tiles.values())
 
 
 def test_real_cubes_are_well_formed_and_of_the_right_area(
     real: list[tuple[str, Polygon, Polygon | MultiPolygon]],
 ) -> None:
-    assert len(real) == 3086
+    assert len(real) == 3089
     for crs, tile, outline in real:
         assert_well_formed(outline)
         assert lonlat_area(outline) == pytest.approx(tile_area(tile, crs), rel=1e-3)
@@ -109,6 +112,30 @@ def test_real_cubes_contain_what_their_tiles_contain(
         assert (shapely.contains_xy(outline, lon, lat) == inside).all(), (crs, tile.bounds)
         checked += len(points)
     assert checked > 110_000
+
+
+def test_real_cubes_at_the_antimeridian_and_round_the_poles(
+    real: list[tuple[str, Polygon, Polygon | MultiPolygon]],
+) -> None:
+    """The same points for all cubes: most are in one of those that meet there."""
+    rng = np.random.default_rng(4)
+    count = 1_000
+    beside = 180 - rng.exponential(0.2, count) * rng.choice([-1, 1], count)
+    lon = np.r_[(beside + 180) % 360 - 180, rng.uniform(-180, 180, count)]
+    lat = rng.choice([-1, 1], 2 * count)
+    lat = lat * np.r_[rng.uniform(60, 90, count), 90 - rng.exponential(3, count).clip(0, 30)]
+    inside = 0
+    for code in ("EPSG:3031", "EPSG:3413"):
+        x, y = to_lonlat(code).transform(lon, lat, direction="INVERSE")
+        for crs, tile, outline in real:
+            if crs != code:
+                continue
+            decided = np.abs(shapely.distance(tile.exterior, shapely.points(x, y))) > TOLERANCE
+            expected = shapely.contains_xy(tile, x, y)
+            found = shapely.contains_xy(outline, lon, lat)
+            assert (found == expected)[decided].all(), tile.bounds
+            inside += int(expected.sum())
+    assert inside > 200
 
 
 def test_real_neighbours_leave_no_gap_and_no_overlap(

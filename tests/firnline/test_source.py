@@ -216,6 +216,20 @@ def test_a_directory_is_a_source(server: MirrorServer) -> None:
     assert read_document(f"{root}a%20b/%C3%BC.json", allowed=(root,)) == b"{}"
 
 
+def test_a_directory_that_is_not_there_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(SourceMissingError, match="/none does not exist"):
+        Source(f"{tmp_path.as_uri()}/none", allowed=(tmp_path.as_uri(),))
+
+
+def test_the_start_of_an_object(server: MirrorServer) -> None:
+    (server.root / "short").write_bytes(BODY[:10])
+    source = Source(server.url, allowed=(f"{server.url}/",))
+    assert bytes(source.get_start("short", 10_000).data) == BODY[:10]
+    assert bytes(source.get_start("short", 3).data) == BODY[:3]
+    with pytest.raises(SourceMissingError):
+        source.get_start("none", 3)
+
+
 def test_a_source_outside_the_roots_is_not_opened(server: MirrorServer) -> None:
     for url in (f"{server.url}/other", server.url, f"{server.url}/cube/../other"):
         with pytest.raises(SourceNotAllowedError):

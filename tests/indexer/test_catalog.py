@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firnline.errors import CatalogError
+from firnline.footprint import footprint
 from firnline.indexer.catalog import read_catalog
 from firnline.items import CubeRecord
 
@@ -161,6 +162,61 @@ class TestShapes:
         assert not failures
 
 
+def moved(dx: float) -> list[list[float]]:
+    return [[x + dx, y] for x, y in RING]
+
+
+class TestWhereTheTileComesFrom:
+    """``geometry_epsg``, then ``proj_polygon``, then the file name; each off by another amount."""
+
+    def test_in_that_order(self) -> None:
+        polygons = {
+            "geometry_epsg": {"type": "Polygon", "coordinates": [moved(1_000)]},
+            "proj_polygon": {"type": "Polygon", "coordinates": [moved(2_000)]},
+        }
+        seen = []
+        for left_out in ((), ("geometry_epsg",), ("geometry_epsg", "proj_polygon")):
+            told = {name: polygon for name, polygon in polygons.items() if name not in left_out}
+            record = one(feature(zarr_url=URL, **told))
+            seen.append((record.tile_from, record.tile.bounds[0] - BOUNDS[0]))
+            assert record.footprint.equals(footprint(record.tile, "EPSG:3413"))
+        assert seen == [("geometry_epsg", 1_000), ("proj_polygon", 2_000), ("file name", 0)]
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            moved(2_000),
+            str(moved(2_000)),
+            str([tuple(point) for point in moved(2_000)]),
+            json.dumps({"type": "Polygon", "coordinates": [moved(2_000)]}),
+        ],
+        ids=["ring", "text", "tuples", "geojson"],
+    )
+    @pytest.mark.parametrize("name", ["proj_polygon", "proj_polyg"])
+    @pytest.mark.parametrize("empty", [None, ""])
+    def test_spellings_of_proj_polygon(self, name: str, value: Any, empty: Any) -> None:
+        record = one(feature(zarr_url=URL, geometry_epsg=empty, **{name: value}))
+        assert record.tile_from == "proj_polygon"
+        assert record.tile.bounds == (402_000, -2.3e6, 502_000, -2.2e6)
+
+    def test_a_name_that_tells_no_place(self) -> None:
+        record = one(feature(zarr_url="https://h/a.zarr", epsg=3413, proj_polygon=RING))
+        assert record.tile.bounds == BOUNDS
+
+    @pytest.mark.parametrize("bad", ["geometry_epsg", "proj_polygon"])
+    def test_damage_is_told_and_not_passed_over(self, bad: str) -> None:
+        """The next best would hide that something is wrong."""
+        broken = {"geometry_epsg": None, "proj_polygon": RING} | {bad: [[0, 0], [1, 1]]}
+        _, (failure,) = read_catalog(catalog(feature(zarr_url=URL, **broken)))
+        assert failure.reason == f"its {bad} is not one valid Polygon"
+
+    @pytest.mark.parametrize("told", ["geometry_epsg", "proj_polygon"])
+    def test_a_name_that_places_it_elsewhere(self, told: str) -> None:
+        polygon = {"type": "Polygon", "coordinates": [moved(1e6)]}
+        _, (failure,) = read_catalog(catalog(feature(zarr_url=URL, **{told: polygon})))
+        assert f"outside its {told}" in failure.reason
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         ("broken", "reason"),
@@ -189,6 +245,7 @@ class TestFailures:
             (good(geometry_epsg={"type": "Polygon", "coordinates": [RING[:2]]}), "not one valid"),
             (good(geometry_epsg="{"), "not one valid"),
             (good(geometry_epsg=[[]]), "not one valid"),
+            (good(proj_polygon="x" * 10_000_000, geometry_epsg=None), "not one valid"),
             (
                 good(
                     geometry_epsg={"type": "Polygon", "coordinates": [[[1e9, y] for _, y in RING]]}
@@ -295,7 +352,15 @@ JSON = st.recursive(
 KEYS = st.sampled_from(
     [
         *("zarr_url", "epsg", "data_epsg", "geometry_epsg", "geometry_e", "datacube_exist"),
-        *("roi_percen", "granule_count", "FULL_NAME", "region", "RGI_CODE", "region_id"),
+        *(
+            "proj_polygon",
+            "roi_percen",
+            "granule_count",
+            "FULL_NAME",
+            "region",
+            "RGI_CODE",
+            "region_id",
+        ),
         "composite_zarr_url",
     ]
 )

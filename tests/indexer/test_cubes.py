@@ -16,17 +16,21 @@ import shapely
 import xarray as xr
 from sqlalchemy import select
 
+from firnline import runs
 from firnline.cli import app
 from firnline.database import connect, get_item, put_items, reading, writing
-from firnline.errors import SourceUnreachableError
+from firnline.deep import platforms, stored_facts, with_facts
+from firnline.errors import ConflictError, SourceUnreachableError
+from firnline.footprint import bbox, footprint
 from firnline.indexer.cubes import DeepReport, deepen
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import Fault, Faults, MirrorServer
 from firnline.indexer.sample import CubeRecord, Mirror, write_mirror
 from firnline.items import CUBES, DT_EDGES, grid_of_tile, item_row
+from firnline.locks import alone
 from firnline.pairs import count_pairs, read_pairs
 from firnline.settings import Settings
-from firnline.tables import collections, items
+from firnline.tables import LIVING, collections, items
 
 HERE = Path(__file__).parent
 
@@ -72,10 +76,13 @@ class Place:
 
 
 @pytest.fixture
-def place(bucket: tuple[MirrorServer, Mirror], tmp_path: Path, sqlite_url: str) -> Iterator[Place]:
+def place(
+    bucket: tuple[MirrorServer, Mirror], tmp_path: Path, database_url: str
+) -> Iterator[Place]:
+    """On a database of each kind in turn."""
     server, mirror = bucket
     server.faults = None
-    made = Place(server, mirror, tmp_path, sqlite_url)
+    made = Place(server, mirror, tmp_path, database_url)
     server.clear()
     yield made
     server.faults = None
@@ -124,6 +131,9 @@ def test_items_say_what_the_cubes_hold(place: Place, schemas: Any) -> None:
             for i in ("img1", "img2")
         ]
         assert properties["itslive:satellites"] == sorted(set(np.concatenate(both).tolist()))
+        assert properties.get("platform") is None, "there are several"
+        assert properties["instruments"] == ["c-sar", "msi", "oli"]
+        assert "constellation" not in properties
         assert properties["itslive:sensors"] == sorted(set(ds.sensor_img1.values.tolist()))
         bins = properties["itslive:dt_histogram"]
         assert bins["edges"] == list(DT_EDGES)
@@ -170,6 +180,8 @@ def test_the_collection_begins_with_the_first_pair(place: Place) -> None:
     assert abs(datetime.fromisoformat(first) - datetime.fromisoformat(min(starts))).seconds < 1
 
 
+# a command leaves its connections to the end of the process, which psycopg warns of
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_command_reads_deep_when_asked(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +193,9 @@ def test_the_command_reads_deep_when_asked(
         app([*command, *options], standalone_mode=False)
         document = json.loads(capsys.readouterr().out)
         assert document.get("deep_read", {}).get("read") == expected
+    app(["status"], standalone_mode=False)
+    (last, *_) = [line for line in capsys.readouterr().out.splitlines() if "harvest 20" in line]
+    assert "5 unchanged; deep read: 5 cubes read, 0 unchanged, 0 failed" in last
 
 
 def test_pairs_are_those_of_the_cube(place: Place) -> None:
@@ -346,20 +361,214 @@ def test_what_was_read_before_an_interruption_is_kept(
     assert (report.read, report.unchanged) == (3, 2)
 
 
-def test_on_postgresql(
-    bucket: tuple[MirrorServer, Mirror], tmp_path: Path, postgresql_url: str
+@pytest.mark.parametrize(
+    ("satellites", "platform", "instruments", "constellation"),
+    [
+        (["L8"], "landsat-8", ["oli"], "landsat"),
+        (["L7"], "landsat-7", ["etm+"], "landsat"),
+        (["S1A"], "sentinel-1a", ["c-sar"], "sentinel-1"),
+        (["S2A", "S2B", "S2C"], None, ["msi"], "sentinel-2"),
+        (["L4", "L5", "L7", "L9"], None, ["etm+", "oli", "tm"], "landsat"),
+        (["S1A", "S2A"], None, ["c-sar", "msi"], None),
+        (["N1", "S1A"], None, ["c-sar"], None),  # one that no one knows yet
+        (["N1"], None, None, None),
+        ([], None, None, None),
+    ],
+)
+def test_platforms(
+    satellites: list[str],
+    platform: str | None,
+    instruments: list[str] | None,
+    constellation: str | None,
 ) -> None:
-    place = Place(*bucket, tmp_path, postgresql_url)
-    place.server.faults = None
-    try:
-        assert place.deepen().read == 5
-        before = place.contents()
-        assert place.harvest().counts[CUBES].unchanged == 5
-        assert place.deepen().unchanged == 5
-        assert place.contents() == before
-        with reading(place.engine) as connection:
-            assert (
-                sum(count_pairs(connection, [c.name for c in place.mirror.cubes]).values()) == 240
+    assert platforms(satellites) == {
+        "platform": platform,
+        "instruments": instruments,
+        "constellation": constellation,
+    }
+
+
+def test_a_cube_of_one_satellite_has_a_platform(place: Place, schemas: Any) -> None:
+    """The facts of a cube, with other satellites: what is left out is not null."""
+    cube = place.mirror.cubes[0]
+    place.deepen()
+    with reading(place.engine) as connection:
+        facts = json.loads(stored_facts(connection)[cube.name][1])
+    before = place.item(cube)
+    facts["properties"] |= platforms(["S2B"])
+    item = with_facts(before, facts)
+    assert item["properties"]["platform"] == "sentinel-2b"
+    assert item["properties"]["constellation"] == "sentinel-2"
+    del item["links"]
+    assert schemas.problems(item) == []
+    facts["properties"] |= platforms(["S2B", "N1"])
+    item = with_facts(item, facts)
+    assert item["properties"].keys() & {"platform", "instruments", "constellation"} == {
+        "instruments"
+    }
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+class TestFootprints:
+    """Where the catalog tells no polygon, the cube's own tile is better than its file's name."""
+
+    @pytest.fixture
+    def place(
+        self, tmp_path: Path, database_url: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Place]:
+        root = tmp_path_factory.mktemp("bucket")
+        with MirrorServer(root) as server:
+            mirror = write_mirror(
+                root, server.url, pairs=16, mosaics=False, cubes=["nw"], generation_22=True
             )
-    finally:
-        place.engine.dispose()
+            place = Place(server, mirror, tmp_path, database_url)
+            yield place
+            place.engine.dispose()
+
+    def tell(self, place: Place, **told: Any) -> None:
+        """Harvest a catalog whose features tell this of their tiles."""
+        document = json.loads(place.mirror.catalog.read_text())
+        for feature in document["features"]:
+            feature["properties"] |= {"geometry_epsg": None} | told
+        place.mirror.catalog.write_text(json.dumps(document))
+        place.harvest()
+
+    def outlines(self, place: Place) -> dict[str, Any]:
+        """By cube: the stored footprint; item and search agree on it."""
+        with reading(place.engine) as connection:
+            rows = connection.execute(
+                select(items.c.id, items.c.footprint, items.c.content).where(LIVING)
+            ).all()
+        outlines = {}
+        for id, stored, content in rows:
+            outlines[id] = shapely.from_wkb(stored)
+            item = json.loads(content)
+            assert outlines[id].equals(shapely.geometry.shape(item["geometry"]))
+            assert item["bbox"] == bbox(outlines[id])
+        return outlines
+
+    @pytest.mark.parametrize("attribute", ["as it is", "missing", "elsewhere"])
+    def test_only_a_file_name(self, place: Place, attribute: str) -> None:
+        for cube in place.mirror.cubes:
+            name = "zarr.json" if cube.version == "2.2" else ".zmetadata"
+            path = place.mirror.root / cube.path / name
+            metadata = path.read_text()
+            assert '"proj_polygon": "[[' in metadata
+            if attribute == "missing":
+                metadata = metadata.replace('"proj_polygon"', '"another"')
+            elif attribute == "elsewhere":
+                metadata = metadata.replace('"proj_polygon": "[[-', '"proj_polygon": "[[-9')
+            path.write_text(metadata)
+        self.tell(place)
+        for cube in place.mirror.cubes:
+            assert place.item(cube)["properties"]["itslive:footprint_from"] == "file name"
+        # from a name's centre comes a tile of 100 km, which the sample's are not
+        for cube in place.mirror.cubes:
+            left, bottom, right, top = cube.bounds
+            x, y = (left + right) / 2, (bottom + top) / 2
+            wrong = footprint((x - 50_000, y - 50_000, x + 50_000, y + 50_000), "EPSG:3413")
+            assert self.outlines(place)[cube.name].equals(wrong)
+        assert place.deepen().failures == ()
+        before = self.outlines(place)
+        for cube in place.mirror.cubes:
+            item = place.item(cube)
+            assert item["properties"]["itslive:footprint_from"] == "cube"
+            tile = cube.bounds
+            if attribute != "as it is":
+                left, bottom, right, top = item["properties"]["proj:bbox"]
+                tile = (left, bottom, right, top)
+            assert before[cube.name].equals(footprint(tile, "EPSG:3413"))
+        # and a harvest of the catalog makes the same of it
+        assert place.harvest().counts[CUBES].unchanged == len(place.mirror.cubes)
+        assert place.deepen().unchanged == len(place.mirror.cubes)
+
+    @pytest.mark.parametrize("name", ["geometry_epsg", "proj_polygon"])
+    def test_what_the_catalog_tells_goes_first(self, place: Place, name: str) -> None:
+        left, bottom, right, top = place.mirror.cubes[0].bounds
+        tile = (left - 500, bottom, right + 30_000, top)
+        ring = shapely.get_coordinates(shapely.box(*tile)).tolist()
+        self.tell(place, **{name: {"type": "Polygon", "coordinates": [ring]}})
+        before = self.outlines(place)
+        for cube in place.mirror.cubes:
+            assert before[cube.name].equals(footprint(tile, "EPSG:3413"))
+        assert place.deepen().failures == ()
+        assert self.outlines(place) == before
+        told = place.item(place.mirror.cubes[0])["properties"].get("itslive:footprint_from")
+        assert told == (None if name == "geometry_epsg" else "proj_polygon")
+
+
+class TestRunLog:
+    """The row of a harvest tells what came of its deep read."""
+
+    def run(self, place: Place) -> DeepReport:
+        report = place.harvest()
+        return deepen(place.engine, place.settings, run=report.run)
+
+    def test_what_was_read(self, place: Place) -> None:
+        cube = place.mirror.cubes[0]
+        place.server.faults = Faults(Fault("status", 404), match=f"/{cube.path}/.z*")
+        report = self.run(place)
+        (row, _) = runs.recent(place.engine, 5)
+        assert (row["status"], row["error"], row["unchanged"]) == ("successful", None, 5)
+        read = row["deep_read"]
+        assert (read["status"], read["read"], read["unchanged"], read["failed"]) == (
+            "successful", 4, 0, 1,
+        )  # fmt: skip
+        assert read["pairs"] == 4 * 48
+        (failure,) = read["failures"]
+        assert failure == {
+            "index": None, "id": cube.name, "reason": report.failures[0].reason,
+        }  # fmt: skip
+        assert runs.deep_read_line(row) == "deep read: 4 cubes read, 0 unchanged, 1 failed"
+        place.server.faults = None
+        self.run(place)
+        line = runs.deep_read_line(runs.recent(place.engine, 1)[0])
+        assert line == "deep read: 1 cubes read, 4 unchanged, 0 failed"
+        # the harvest without one has none, and the log is as good as before for what comes next
+        place.harvest()
+        assert runs.deep_read_line(runs.recent(place.engine, 1)[0]) is None
+        again = harvest(place.engine, place.settings, [place.mirror.catalog_url], mosaics=False)
+        assert again.not_modified_since is not None
+
+    def test_an_outage(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("firnline.source._RETRIES", 0)
+        place.server.faults = Faults(Fault("status", 500), match="*/.z*")
+        with pytest.raises(SourceUnreachableError):
+            self.run(place)
+        (row, _) = runs.recent(place.engine, 5)
+        assert row["status"] == "successful", "the catalog was harvested"
+        assert row["deep_read"]["status"] == "failed"
+        assert "5 cubes in a row could not be reached" in row["deep_read"]["error"]
+        assert (runs.deep_read_line(row) or "").startswith("deep read failed: 5 cubes in a row")
+
+    def test_interrupted(self, place: Place) -> None:
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        report = place.harvest()
+        with pytest.raises(KeyboardInterrupt):
+            deepen(place.engine, place.settings, stop, run=report.run)
+        row = runs.recent(place.engine, 1)[0]
+        assert row["deep_read"]["status"] == "unfinished"
+        assert runs.deep_read_line(row) == "deep read unfinished"
+
+    def test_two_at_once(self, place: Place) -> None:
+        report = place.harvest()
+        with alone(place.engine, "deep-read"), pytest.raises(ConflictError, match="deep-read"):
+            deepen(place.engine, place.settings, run=report.run)
+        row = runs.recent(place.engine, 1)[0]
+        assert (row["status"], row["deep_read"]["status"]) == ("successful", "failed")
+
+    def test_only_some_of_many_failures_are_told(self, place: Place) -> None:
+        many = [
+            {"index": n, "id": "a", "reason": "b", "skipped": n % 2 == 0, "source": "/private"}
+            for n in range(100)
+        ]
+        report = {"failures": many, "deep_read": {"status": "successful", "failures": many}}
+        run = place.harvest().run
+        with writing(place.engine) as connection:
+            runs.finish(connection, run, report=json.dumps(report))
+        row = runs.recent(place.engine, 1)[0]
+        for failures in (row["failures"], row["deep_read"]["failures"]):
+            assert [failure["index"] for failure in failures] == list(range(1, 41, 2))
+            assert all(failure.keys() == {"index", "id", "reason"} for failure in failures)

@@ -4,8 +4,11 @@ import gzip
 import importlib.util
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import shapely
 from sqlalchemy import Engine, func, select
 
 from firnline import runs
-from firnline.database import connect, migrate, reading
+from firnline.database import connect, reading
 from firnline.errors import (
     CatalogError,
     DatabaseError,
@@ -36,14 +39,14 @@ DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "dat
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", _env_file=None)
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """An installation with a database of each kind in turn."""
+    return Settings(data_dir=tmp_path / "data", database_url=database_url, _env_file=None)
 
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
     engine = connect(settings.database)
-    migrate(engine)
     yield engine
     engine.dispose()
 
@@ -70,10 +73,14 @@ def everything(engine: Engine) -> dict[str, list[Any]]:
         stored = select(items.c.collection, items.c.id, items.c.digest, items.c.source).where(
             LIVING
         )
+        # PostGIS keeps the boxes itself
+        boxes = select(items_rtree)
+        if engine.dialect.name != "sqlite":
+            boxes = select(items.c.footprint).where(LIVING)
         return {
             "items": sorted(map(tuple, connection.execute(stored))),
             "collections": sorted(map(tuple, connection.execute(select(collections)))),
-            "boxes": sorted(map(tuple, connection.execute(select(items_rtree)))),
+            "boxes": sorted(map(tuple, connection.execute(boxes))),
         }
 
 
@@ -113,6 +120,7 @@ def test_real_catalogs(
     assert [error for _, _, error in log_of(engine)] == [None, None]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_stored_items_are_valid(engine: Engine, settings: Settings) -> None:
     """One cube of every CRS of the real catalog, and the collections."""
     path = DATA / "catalog_v02_2024.json"
@@ -248,12 +256,9 @@ def test_a_catalog_that_lost_too_much_is_refused(
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[MirrorServer]:
-    """A served folder that has the mosaics of 2018, in both versions, as empty files."""
+    """A served folder without anything in it."""
+    (tmp_path / "mirror").mkdir()
     with MirrorServer(tmp_path / "mirror") as server:
-        for version, spelling in (("v2", "v02"), ("v2.1", "V02.1")):
-            folder = server.root / "mosaics" / version / "annual" / "cog"
-            folder.mkdir(parents=True)
-            (folder / f"ITS_LIVE_velocity_120m_RGI05A_2018_{spelling}_v.tif").touch()
         yield server
 
 
@@ -266,125 +271,6 @@ def served(settings: Settings, mirror: MirrorServer) -> Settings:
             "mosaic_roots": (f"{mirror.url}/mosaics",),
         }
     )
-
-
-class TestDeep:
-    """What a deep harvest finds of the mosaics."""
-
-    BOTH = ("RGI05A_ANNUAL_2018", "RGI05A_ANNUAL_2018_V02")
-
-    def mosaics(self, engine: Engine) -> set[str]:
-        stored = everything(engine)["items"]
-        return {id for collection, id, _, _ in stored if collection == "velocity-mosaics"}
-
-    def test_only_mosaics_that_exist(
-        self, engine: Engine, served: Settings, mirror: MirrorServer, tmp_path: Path
-    ) -> None:
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        report = harvest(engine, served, [source], deep=True)
-        assert report.counts["velocity-mosaics"] == Counts(added=2)
-        assert report.missing == 80
-        assert self.mosaics(engine) == set(self.BOTH)
-        assert len(mirror.requests) == 82
-        assert {request.method for request in mirror.requests} == {"HEAD"}
-
-    def test_templates_are_believed_until_someone_looked(
-        self, engine: Engine, served: Settings, mirror: MirrorServer, tmp_path: Path
-    ) -> None:
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        assert harvest(engine, served, [source]).counts["velocity-mosaics"] == Counts(added=82)
-        assert not mirror.requests
-        report = harvest(engine, served, [source], deep=True)
-        assert report.counts["velocity-mosaics"] == Counts(unchanged=2, retired=80)
-        mirror.clear()
-        # what was found then is not forgotten by a harvest that does not look
-        report = harvest(engine, served, [source], force=True)
-        assert report.counts["velocity-mosaics"] == Counts(unchanged=2)
-        assert self.mosaics(engine) == set(self.BOTH)
-        assert not mirror.requests
-        path = mirror.root / "mosaics/v2.1/static/cog"
-        path.mkdir(parents=True)
-        (path / "ITS_LIVE_velocity_120m_RGI05A_0000_V02.1_v.tif").touch()
-        report = harvest(engine, served, [source], deep=True)
-        assert report.counts["velocity-mosaics"] == Counts(unchanged=2, revived=1)
-        assert self.mosaics(engine) == {*self.BOTH, "RGI05A_STATIC"}
-
-    @pytest.mark.parametrize("fault", [Fault("status", 503), Fault("status", 403)])
-    def test_an_outage_hides_no_mosaic(
-        self,
-        engine: Engine,
-        served: Settings,
-        mirror: MirrorServer,
-        tmp_path: Path,
-        fault: Fault,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        harvest(engine, served, [source], deep=True)
-        before = everything(engine)
-        mirror.faults = Faults(fault, match="*RGI05A_2018_V02.1*")
-        with pytest.raises(SourceUnreachableError, match=f"the server answered {fault.status}"):
-            harvest(engine, served, [source], deep=True)
-        assert everything(engine) == before
-        assert log_of(engine)[-1][1] is None
-
-    def test_a_host_that_is_gone(
-        self,
-        engine: Engine,
-        settings: Settings,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
-        with MirrorServer(tmp_path) as server:
-            url = server.url
-        gone = settings.model_copy(
-            update={"allowed_sources": (f"{url}/",), "mosaic_roots": (f"{url}/mosaics",)}
-        )
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        with pytest.raises(SourceUnreachableError, match="refused"):
-            harvest(engine, gone, [source], deep=True)
-        assert everything(engine)["items"] == []
-
-    def test_a_host_that_is_not_allowed(
-        self, engine: Engine, served: Settings, mirror: MirrorServer, tmp_path: Path
-    ) -> None:
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        elsewhere = served.model_copy(update={"allowed_sources": ("https://example.org/",)})
-        with pytest.raises(SourceNotAllowedError):
-            harvest(engine, elsewhere, [source], deep=True)
-        assert not mirror.requests
-
-    def test_a_folder_of_one_s_own(
-        self, engine: Engine, settings: Settings, mirror: MirrorServer, tmp_path: Path
-    ) -> None:
-        source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        root = f"{mirror.root.as_uri()}/mosaics"
-        own = settings.model_copy(update={"allowed_sources": (root,), "mosaic_roots": (root,)})
-        harvest(engine, own, [source], deep=True)
-        assert self.mosaics(engine) == set(self.BOTH)
-
-    def test_composites_are_assets_where_the_catalog_names_them(
-        self, engine: Engine, settings: Settings, tmp_path: Path
-    ) -> None:
-        with_one, without = row_of_cubes(2)
-        url = with_one["properties"]["zarr_url"].replace("datacubes/v2", "composites/annual/v2")
-        with_one["properties"]["composite_zarr_url"] = url
-        source = catalog(tmp_path / "catalog.json", with_one, without)
-        harvest(engine, settings, [source], mosaics=False)
-        with reading(engine) as connection:
-            contents = connection.scalars(select(items.c.content).order_by(items.c.id))
-            first, second = [json.loads(content)["assets"] for content in contents]
-        assert first.keys() == {"zarr"}
-        assert second.keys() == {"zarr", "composite"}
-        composite = second["composite"]
-        assert composite["href"] == url.replace("http:", "https:")
-        assert composite["alternate"]["s3"]["href"].startswith("s3://its-live-data/composites/")
-        assert (composite["type"], composite["roles"]) == (
-            "application/vnd+zarr",
-            ["composite"],
-        )
 
 
 def test_mosaics_are_left_alone_when_not_asked_for(
@@ -470,7 +356,7 @@ class TestErrors:
         def broken(*_: Any) -> None:
             raise DatabaseError("the disk is full")
 
-        monkeypatch.setattr(module, "retire_items", broken)
+        monkeypatch.setattr("firnline.indexer.changes.retire_items", broken)
         with pytest.raises(DatabaseError):
             harvest(engine, settings, [source])
         assert everything(engine) == before
@@ -480,9 +366,11 @@ class TestErrors:
         with pytest.raises(InputError, match="no catalog"):
             harvest(engine, settings, [])
 
-    def test_database_without_schema(self, settings: Settings, tmp_path: Path) -> None:
+    def test_database_without_schema(
+        self, settings: Settings, bare_url: str, tmp_path: Path
+    ) -> None:
         source = catalog(tmp_path / "catalog.json", *row_of_cubes(1))
-        bare = connect(settings.database)
+        bare = connect(bare_url)
         with pytest.raises(DatabaseError, match="firnline migrate"):
             harvest(bare, settings, [source])
         bare.dispose()
@@ -738,6 +626,30 @@ BAD_CATALOGS: list[tuple[bytes, str]] = [
 ]
 
 
+@contextmanager
+def redirecting(goal: str) -> Iterator[str]:
+    """A server that sends everyone elsewhere; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(301)
+            self.send_header("Location", goal + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class TestBadInput:
     """Whatever comes in place of a catalog, the one that is there stays."""
 
@@ -794,6 +706,30 @@ class TestBadInput:
         with pytest.raises(SourceUnreachableError):
             harvest(engine, served, [url], force=True)
         assert everything(engine) == before
+
+    def test_a_redirect_to_another_host(
+        self,
+        engine: Engine,
+        served: Settings,
+        mirror: MirrorServer,
+        before: dict[str, Any],
+        tmp_path: Path,
+    ) -> None:
+        """Refused, unless that host is an allowed source as well."""
+        (tmp_path / "other").mkdir()
+        catalog(tmp_path / "other" / "catalog.json", *row_of_cubes(6))
+        with MirrorServer(tmp_path / "other") as other, redirecting(other.url) as moved:
+            allowed = (*served.allowed_sources, f"{moved}/")
+            careful = served.model_copy(update={"allowed_sources": allowed})
+            with pytest.raises(SourceNotAllowedError, match=other.url):
+                harvest(engine, careful, [f"{moved}/catalog.json"])
+            assert everything(engine) == before
+            assert not other.requests
+            assert other.url in (log_of(engine)[-1][2] or "")
+            trusting = served.model_copy(update={"allowed_sources": (*allowed, f"{other.url}/")})
+            report = harvest(engine, trusting, [f"{moved}/catalog.json"], mosaics=False)
+            # five cubes are the other catalog's too; the later harvest has them
+            assert report.total == Counts(added=1, unchanged=5)
 
     def test_bad_features_leave_the_rest(
         self,
