@@ -21,22 +21,35 @@ _DAY = 86_400_000_000
 Conditions = list[ColumnElement[bool]]
 
 
-def intersects(area: Area) -> ColumnElement[bool]:
-    """Whether an item intersects the area, asked of one item."""
-    return func.ST_Intersects(items.c.footprint, literal(area.wkb, Footprint()), type_=Boolean())
+def relates(function: str, area: Area | None) -> ColumnElement[bool]:
+    """A relation, as PostGIS names it, of an item to an area (None: to itself)."""
+    asked = items.c.footprint if area is None else literal(area.wkb, Footprint())
+    relation: ColumnElement[bool] = getattr(func, function)(
+        items.c.footprint, asked, type_=Boolean()
+    )
+    return relation
 
 
 def found(
-    area: Area, start: datetime | None, end: datetime | None, dialect: str
+    area: Area, dialect: str, start: datetime | None = None, end: datetime | None = None
 ) -> ColumnElement[bool]:
-    """The same looked up, with candidates in the interval only."""
+    """Whether an item intersects the area, looked up, with candidates in the interval only.
+
+    It is true or false as the relation itself, also where it is negated.
+    """
     if dialect != "sqlite":
-        return intersects(area)
-    near = _keys([[*box, *_in_time(start, end)] for box in _near(area)])
+        return relates("ST_Intersects", area)
     keys = select(func.ST_Intersecting(items.c.key, items.c.footprint, area.wkb)).where(
-        items.c.key.in_(near)
+        near(area, start, end)
     )
     return items.c.key.in_(select(func.json_each(keys.scalar_subquery()).table_valued("value")))
+
+
+def near(
+    area: Area, start: datetime | None = None, end: datetime | None = None
+) -> ColumnElement[bool]:
+    """On SQLite: whether a box of the item meets one of the area, in the interval."""
+    return items.c.key.in_(_keys([[*box, *_in_time(start, end)] for box in _near(area)]))
 
 
 def overlapping(start: datetime | None, end: datetime | None) -> ColumnElement[bool]:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from firnline.api import area, filter, query
 from firnline.api.fields import Fields
+from firnline.api.filter_nodes import Node
 from firnline.api.instants import parse_datetime
 from firnline.api.query import Search, SortKey
 from firnline.crs import crs_code, parse_crs
@@ -241,12 +242,12 @@ def _crs(text: str | None) -> str | None:
     return crs_code(crs)
 
 
-def _filter(asked: SearchBody) -> filter.Expression | None:
+def _filter(asked: SearchBody) -> Node | None:
     if asked.filter_crs not in (None, _CRS84, "OGC:CRS84", "EPSG:4326"):
         raise CRSError(f"filter-crs {asked.filter_crs[:80]!r} is not accepted; give {_CRS84}")
     parts = []
     if asked.query:
-        parts.append(filter.from_query(asked.query))
+        parts.append(filter.query_to_cql2(asked.query))
     if asked.filter is not None:
         parts.append(filter.parse(asked.filter, asked.filter_lang))
     if not parts:

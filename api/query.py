@@ -32,9 +32,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import FromClause
 
-from firnline.api import boxes, filter
+from firnline.api import boxes, filter_sql
 from firnline.api.area import Area
-from firnline.api.filter import Expression
+from firnline.api.filter_nodes import Node
 from firnline.properties import Number, Word
 from firnline.tables import LIVING, collections, items
 
@@ -91,7 +91,7 @@ class Search:
     area: Area | None = None
     start: datetime | None = None
     end: datetime | None = None
-    filter: Expression | None = None
+    filter: Node | None = None
     words: tuple[str, ...] = ()
     order: tuple[SortKey, ...] = NEWEST
     limit: int = DEFAULT_LIMIT
@@ -194,13 +194,14 @@ def conditions(search: Search, way: Way, dialect: str) -> list[ColumnElement[boo
     if search.end is not None:
         met.append(items.c.start_datetime <= search.end)
     if search.filter is not None:
-        met.append(filter.compile(search.filter, dialect, seek=way is Way.GATHER))
+        looked_up = way is Way.GATHER
+        met.append(filter_sql.condition(search.filter, dialect, looked_up=looked_up))
     if search.words:
         met.append(or_(*(_has_word(word) for word in search.words)))
     if search.area is not None and way is Way.WALK:
-        met.append(boxes.intersects(search.area))
+        met.append(boxes.relates("ST_Intersects", search.area))
     elif search.area is not None:
-        met.append(boxes.found(search.area, search.start, search.end, dialect))
+        met.append(boxes.found(search.area, dialect, search.start, search.end))
     elif (search.start or search.end) and way is Way.GATHER and dialect == "sqlite":
         met.append(boxes.overlapping(search.start, search.end))
     return met
@@ -215,7 +216,7 @@ def _has_word(word: str) -> ColumnElement[bool]:
 def is_indexed(search: Search, dialect: str) -> bool:
     """Whether an index finds the matches: without one, gathering reads all items."""
     in_time = bool(search.start or search.end) and dialect == "sqlite"
-    return bool(search.ids or search.area or in_time) or filter.is_indexed(search.filter)
+    return bool(search.ids or search.area or in_time) or filter_sql.is_indexed(search.filter)
 
 
 def _keys(order: Sequence[SortKey]) -> list[_Key]:
