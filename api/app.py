@@ -18,6 +18,7 @@ from firnline.api import (
     files,
     harvests,
     health,
+    openapi,
     pairs,
     processes,
     queryables,
@@ -140,4 +141,5 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     ):
         api.app.include_router(router)
     errors.install(api.app)
+    openapi.install(api.app)
     return api.app
