@@ -134,7 +134,8 @@ class Summaries:
         alone: dict[str, list[Scalar]] = {}
         members: dict[str, list[Scalar]] = {}
         count = 0
-        for count, properties in enumerate(items, 1):
+        for properties in items:
+            count += 1
             for name, value in properties.items():
                 if isinstance(value, list):
                     members.setdefault(name, []).extend(value)
@@ -189,12 +190,12 @@ def summarised(connection: Connection, collection: str) -> Summaries:
     """What the items of a collection have, read now."""
     chosen = select(items.c.key, items.c.properties).where(items.c.collection == collection, LIVING)
     newest = chosen.order_by(items.c.end_datetime.desc(), items.c.id).limit(WHOLE + 1)
-    found = {key: properties for key, properties in connection.execute(newest)}
+    found = {row.key: row.properties for row in connection.execute(newest)}
     whole = len(found) <= WHOLE
     if not whole:
         # One by one: SQLite looks up the one or the other, and reads all for both at once.
         first, last = (connection.scalar(select(end(items.c.key))) for end in (func.min, func.max))
         keys = {first + int(n * _GOLDEN % 1 * (last - first + 1)) for n in range(SPREAD)}
         spread = chosen.where(items.c.key.in_(keys - found.keys()))
-        found |= {key: properties for key, properties in connection.execute(spread)}
+        found |= {row.key: row.properties for row in connection.execute(spread)}
     return Summaries.of(found.values(), whole=whole)
