@@ -9,14 +9,30 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.types.config import ApiSettings
-from stac_fastapi.types.conformance import BASE_CONFORMANCE_CLASSES
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from firnline.api import errors, files, harvests, health, pairs, processes
+from firnline.api import (
+    aggregate,
+    errors,
+    files,
+    harvests,
+    health,
+    openapi,
+    pairs,
+    processes,
+    queryables,
+)
+from firnline.api.conformance import CONFORMANCE
 from firnline.api.middleware import BodyLimit, Compress, Failsafe
-from firnline.api.parameters import ItemsParameters, SearchBody, SearchParameters
+from firnline.api.parameters import (
+    CollectionsParameters,
+    ItemsParameters,
+    SearchBody,
+    SearchParameters,
+)
 from firnline.api.search import STAC_VERSION, CatalogClient
+from firnline.api.summaries import Summariser
 from firnline.database import connect
 from firnline.settings import Settings
 from firnline.version import __version__
@@ -90,11 +106,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             engine=database,
             settings=settings,
             landing_page_id="firnline",
-            base_conformance_classes=[*BASE_CONFORMANCE_CLASSES, *processes.CONFORMANCE],
+            base_conformance_classes=[*CONFORMANCE],
         ),
         stac_version=STAC_VERSION,
         search_get_request_model=SearchParameters,
         search_post_request_model=SearchBody,
+        collections_get_request_model=CollectionsParameters,
         items_get_request_model=ItemsParameters,
         exceptions={},
         # The last is the outermost: every answer, a refused one too, is readable across origins.
@@ -112,7 +129,10 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             ),
         ],
     )
+    summariser = Summariser(database)
     for router in (
+        queryables.create_router(database, settings, summariser),
+        aggregate.create_router(database, settings, summariser),
         processes.create_router(database, settings),
         files.create_router(database, settings),
         harvests.create_router(database, settings),
@@ -121,4 +141,5 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     ):
         api.app.include_router(router)
     errors.install(api.app)
+    openapi.install(api.app)
     return api.app

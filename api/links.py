@@ -29,10 +29,13 @@ JSON = "application/json"
 GEOJSON = "application/geo+json"
 OPENAPI = "application/vnd.oai.openapi+json;version=3.0"
 HTML = "text/html"
+SCHEMA = "application/schema+json"
 REL_PROCESSES = "http://www.opengis.net/def/rel/ogc/1.0/processes"
 REL_JOBS = "http://www.opengis.net/def/rel/ogc/1.0/job-list"
 REL_RESULTS = "http://www.opengis.net/def/rel/ogc/1.0/results"
 REL_EXECUTE = "http://www.opengis.net/def/rel/ogc/1.0/execute"
+REL_QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
+REL_SORTABLES = "http://www.opengis.net/def/rel/ogc/1.0/sortables"
 
 Link = dict[str, Any]
 _OWN = b'"links":['
@@ -95,6 +98,18 @@ class Base:
         """A link to a path of this service."""
         return {"rel": rel, "type": type, "href": self.url + (path or "/"), **more}
 
+    def extension_links(self, within: str = "") -> list[Link]:
+        """Queryables, sortables and aggregations, of all items or (the path of) a collection."""
+        return [
+            self.link(REL_QUERYABLES, f"{within}/queryables", SCHEMA, title="Queryables"),
+            self.link(REL_SORTABLES, f"{within}/sortables", SCHEMA, title="Sortables"),
+            self.link("aggregations", f"{within}/aggregations", title="Aggregations there are"),
+            *(
+                self.link("aggregate", f"{within}/aggregate", title="Aggregations", method=method)
+                for method in ("GET", "POST")
+            ),
+        ]
+
     def with_item_links(self, content: bytes, collection: str, id: str) -> bytes:
         """An item with self, parent, collection and root (STAC API - Features, Item links)."""
         place = b"/collections/" + quote(collection, safe="").encode()
@@ -109,13 +124,14 @@ class Base:
         )
 
     def with_collection_links(self, content: bytes, id: str) -> bytes:
-        """A collection with self, parent, root and items."""
+        """A collection with self, parent, root, items, and what the extensions ask for."""
         here = self.collection(id)
         links = [
             {"rel": "self", "type": JSON, "href": here},
             self.link("parent"),
             self.link("root"),
             {"rel": "items", "type": GEOJSON, "href": f"{here}/items"},
+            *self.extension_links(here.removeprefix(self.url)),
         ]
         return _spliced(content, orjson.dumps(links)[1:-1])
 

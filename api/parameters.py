@@ -7,8 +7,10 @@ takes. A GET is read into the body that a POST would have had; behind this door 
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeVar
 
 import attr
 import orjson
@@ -28,6 +30,8 @@ from firnline.properties import is_name
 
 _LONGEST_LIST = 10_000
 _MOST_KEYS = 8
+COLLECTIONS_LIMIT = 100
+"""Collections in a page."""
 _CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 
 _BBOX = Query(
@@ -79,16 +83,36 @@ _FILTER = Query(
 _FILTER_LANG = Query(alias="filter-lang", description="What filter is written in.")
 _FILTER_CRS = Query(alias="filter-crs", description=f"CRS of filter's geometries: {_CRS84}.")
 _Q = Query(
-    description="Only items with one of these words, comma-separated, in id, title or description.",
+    description="Only items with one of these terms in id, title or description: words or "
+    "phrases, comma-separated; a phrase that has a comma stands in double quotes.",
     examples=["greenland,jakobshavn"],
+)
+_COLLECTION_BBOX = Query(
+    description="Only collections whose extent intersects this box: west,south,east,north in "
+    "degrees. West > east crosses the antimeridian.",
+    examples=["-50,69,-49,70"],
+)
+_COLLECTION_DATETIME = Query(
+    description="Only collections whose extent overlaps this RFC 3339 instant or interval, open "
+    "on one side with '..'.",
+    examples=["2018-01-01T00:00:00Z/.."],
+)
+_COLLECTION_Q = Query(
+    description="Only collections with one of these terms in id, title, description or keywords: "
+    "words or phrases, comma-separated; a phrase that has a comma stands in double quotes.",
+    examples=["mosaic,time series"],
+)
+_COLLECTION_LIMIT = Query(
+    ge=1, description=f"Collections in a page; at most {query.MAX_LIMIT:,}, more is taken for that."
 )
 _HYPHENATED = {"bbox_crs": "bbox-crs", "filter_lang": "filter-lang", "filter_crs": "filter-crs"}
 _Lang = Literal["cql2-text", "cql2-json"]
 
 
+@attr.resolve_types  # here, for subclasses in other modules, where the names mean nothing
 @attr.s
-class SearchParameters(APIRequest):
-    """Query of GET /search (STAC API - Item Search and its extensions)."""
+class MatchParameters(APIRequest):
+    """The part of a search's query that tells which items match."""
 
     collections: Annotated[str | None, _COLLECTIONS] = attr.ib(default=None)
     ids: Annotated[str | None, _IDS] = attr.ib(default=None)
@@ -97,15 +121,40 @@ class SearchParameters(APIRequest):
     intersects: Annotated[str | None, _INTERSECTS] = attr.ib(default=None)
     crs: Annotated[str | None, _CRS] = attr.ib(default=None)
     datetime: Annotated[str | None, _DATETIME] = attr.ib(default=None)
-    limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
-    sortby: Annotated[str | None, _SORTBY] = attr.ib(default=None)
-    fields: Annotated[str | None, _FIELDS] = attr.ib(default=None)
     query: Annotated[str | None, _QUERY] = attr.ib(default=None)
     filter: Annotated[str | None, _FILTER] = attr.ib(default=None)
     filter_lang: Annotated[_Lang, _FILTER_LANG] = attr.ib(default="cql2-text")
     filter_crs: Annotated[str | None, _FILTER_CRS] = attr.ib(default=None)
     q: Annotated[str | None, _Q] = attr.ib(default=None)
+
+
+@attr.s
+class SearchParameters(MatchParameters):
+    """Query of GET /search (STAC API - Item Search and its extensions)."""
+
+    limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
+    sortby: Annotated[str | None, _SORTBY] = attr.ib(default=None)
+    fields: Annotated[str | None, _FIELDS] = attr.ib(default=None)
     token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
+
+
+@attr.s
+class CollectionsParameters(APIRequest):
+    """Query of GET /collections (STAC API - Collection Search)."""
+
+    bbox: Annotated[str | None, _COLLECTION_BBOX] = attr.ib(default=None)
+    bbox_crs: Annotated[str | None, _BBOX_CRS] = attr.ib(default=None)
+    datetime: Annotated[str | None, _COLLECTION_DATETIME] = attr.ib(default=None)
+    q: Annotated[str | None, _COLLECTION_Q] = attr.ib(default=None)
+    limit: Annotated[int, _COLLECTION_LIMIT] = attr.ib(default=COLLECTIONS_LIMIT)
+    token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
+
+
+@attr.s
+class CollectionParameters(APIRequest):
+    """Path of what a collection has of its own."""
+
+    collection_id: Annotated[str, Path(description="Collection id")] = attr.ib()
 
 
 @attr.s
@@ -136,8 +185,8 @@ class FieldNames(BaseModel):
     exclude: list[str] | None = None
 
 
-class SearchBody(BaseModel):
-    """Body of POST /search (STAC API - Item Search and its extensions).
+class MatchBody(BaseModel):
+    """The part of a search's body that tells which items match.
 
     A member that this server does not know is refused: a filter left out unsaid would answer
     another question than the one asked.
@@ -152,9 +201,6 @@ class SearchBody(BaseModel):
     intersects: dict[str, Any] | None = Field(None, description=_INTERSECTS.description)
     crs: str | None = Field(None, description=_CRS.description)
     datetime: str | None = Field(None, description=_DATETIME.description)
-    limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
-    sortby: list[SortField] | None = Field(None, description=_SORTBY.description)
-    fields: FieldNames | None = Field(None, description=_FIELDS.description)
     query: dict[str, Any] | None = Field(None, description=_QUERY.description)
     filter: dict[str, Any] | str | bool | None = Field(None, description=_FILTER.description)
     filter_lang: _Lang = Field(
@@ -162,10 +208,21 @@ class SearchBody(BaseModel):
     )
     filter_crs: str | None = Field(None, alias="filter-crs", description=_FILTER_CRS.description)
     q: list[str] | str | None = Field(None, description=_Q.description)
+
+
+class SearchBody(MatchBody):
+    """Body of POST /search (STAC API - Item Search and its extensions)."""
+
+    limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
+    sortby: list[SortField] | None = Field(None, description=_SORTBY.description)
+    fields: FieldNames | None = Field(None, description=_FIELDS.description)
     token: str | None = Field(None, description=_TOKEN.description)
 
 
-def as_body(given: Mapping[str, Any]) -> SearchBody:
+Body = TypeVar("Body", bound=MatchBody)
+
+
+def as_body(given: Mapping[str, Any], body: type[Body]) -> Body:
     """The body that means the same as the query of a GET."""
     read = {
         "collections": words,
@@ -175,20 +232,30 @@ def as_body(given: Mapping[str, Any]) -> SearchBody:
         "query": lambda text: _json_object("query", text, InputError),
         "sortby": _sort_fields,
         "fields": _field_names,
-        "q": words,
+        "q": terms,
+        "aggregations": words,
     }
     values = {
         name: read[name](value) if name in read and value is not None else value
         for name, value in given.items()
-        if name in SearchBody.model_fields
+        if name in body.model_fields
     }
-    return SearchBody.model_validate(values)
+    return body.model_validate(values)
 
 
 def normalised(asked: SearchBody) -> Search:
-    """The normal form of a search. An empty list restricts nothing, as an absent one."""
-    start, end = (None, None) if asked.datetime is None else parse_datetime(asked.datetime)
+    """The normal form of a search."""
     limit = query.DEFAULT_LIMIT if asked.limit is None else asked.limit
+    return replace(
+        matching(asked),
+        order=_order(asked.sortby or []),
+        limit=min(limit, query.MAX_LIMIT),  # OGC API - Features, /req/core/limit-response: no error
+    )
+
+
+def matching(asked: MatchBody) -> Search:
+    """Which items match, in normal form. An empty list restricts nothing, as an absent one."""
+    start, end = (None, None) if asked.datetime is None else parse_datetime(asked.datetime)
     return Search(
         collections=_texts("collections", asked.collections),
         ids=_texts("ids", asked.ids),
@@ -196,9 +263,7 @@ def normalised(asked: SearchBody) -> Search:
         start=start,
         end=end,
         filter=_filter(asked),
-        words=_texts("q", words(asked.q) if isinstance(asked.q, str) else asked.q),
-        order=_order(asked.sortby or []),
-        limit=min(limit, query.MAX_LIMIT),  # OGC API - Features, /req/core/limit-response: no error
+        words=_texts("q", None if asked.q is None else terms(asked.q)),
     )
 
 
@@ -209,7 +274,7 @@ def fields(asked: SearchBody) -> Fields | None:
     return Fields.of(asked.fields.include or (), asked.fields.exclude or ())
 
 
-def _area(asked: SearchBody) -> area.Area | None:
+def _area(asked: MatchBody) -> area.Area | None:
     if asked.bbox is not None and asked.intersects is not None:
         raise InputError("bbox and intersects can't be given together")
     if asked.bbox_crs is not None and asked.crs is not None:
@@ -242,7 +307,7 @@ def _crs(text: str | None) -> str | None:
     return crs_code(crs)
 
 
-def _filter(asked: SearchBody) -> Node | None:
+def _filter(asked: MatchBody) -> Node | None:
     if asked.filter_crs not in (None, _CRS84, "OGC:CRS84", "EPSG:4326"):
         raise CRSError(f"filter-crs {asked.filter_crs[:80]!r} is not accepted; give {_CRS84}")
     parts = []
@@ -310,6 +375,16 @@ def stored_text(id: str) -> str:
 def words(text: str | None) -> list[str] | None:
     """The values of a comma-separated parameter."""
     return [word.strip() for word in text.split(",")] if text else None
+
+
+def terms(q: str | Sequence[str]) -> list[str]:
+    """The terms of a free text (STAC API - Free-Text Search): comma-separated, or a list."""
+    if isinstance(q, str):
+        try:
+            q = next(csv.reader([q], skipinitialspace=True), [])
+        except csv.Error as error:
+            raise InputError(f"q is not understood: {error}") from None
+    return [term.strip() for term in q if term.strip()]
 
 
 def numbers(text: str) -> list[float]:

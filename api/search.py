@@ -18,7 +18,7 @@ from stac_fastapi.types.core import BaseCoreClient
 from starlette.requests import Request
 from starlette.responses import Response
 
-from firnline.api import pages, paging, parameters
+from firnline.api import collections, pages, paging, parameters
 from firnline.api.fields import Fields
 from firnline.api.links import (
     GEOJSON,
@@ -53,9 +53,12 @@ class CatalogClient(BaseCoreClient):
     engine: Engine = attr.ib(kw_only=True)
     settings: Settings = attr.ib(kw_only=True)
     key: bytes = attr.ib(init=False)
+    collections_key: bytes = attr.ib(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.key = paging.key_for(self.settings.database)
+        # Of its own: a token of collections is none of items.
+        self.collections_key = paging.key_for(f"collections of {self.settings.database}")
 
     def landing_page(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /: a STAC catalog with the links that clients start from (STAC API - Core)."""
@@ -88,6 +91,7 @@ class CatalogClient(BaseCoreClient):
                 base.link("conformance", "/conformance", title="Conformance classes"),
                 base.link("search", search, GEOJSON, title="Item search", method="GET"),
                 base.link("search", search, GEOJSON, title="Item search", method="POST"),
+                *base.extension_links(),
                 base.link("service-desc", "/api", OPENAPI, title="OpenAPI description"),
                 base.link("service-doc", "/api.html", HTML, title="API documentation"),
                 base.link(REL_PROCESSES, "/processes", title="Processes"),
@@ -102,15 +106,30 @@ class CatalogClient(BaseCoreClient):
         return JSONBytes(orjson.dumps({"conformsTo": self.conformance_classes()}))
 
     def all_collections(self, **kwargs: Any) -> Response:  # type: ignore[override]
-        """GET /collections."""
-        base = self._base(kwargs["request"])
+        """GET /collections: all of them, or those that a collection search finds."""
+        request: Request = kwargs["request"]
+        parameters.check_query(request, parameters.CollectionsParameters)
+        base = self._base(request)
+        asked = parameters.as_body(kwargs, parameters.SearchBody)
+        search = parameters.normalised(asked)
         with reading(self.engine) as connection:
-            stored = connection.execute(
-                select(collections_table.c.id, collections_table.c.content).order_by("id")
-            ).all()
-        each = b",".join(base.with_collection_links(content, id) for id, content in stored)
-        links = [base.link("self", "/collections"), base.link("root"), base.link("parent")]
-        body = b'{"collections":[' + each + b'],"links":' + orjson.dumps(links) + b"}"
+            page = collections.find(connection, search, asked.token, self.collections_key)
+        here = f"{base.url}/collections"
+        query = f"?{request.url.query}" if request.url.query else ""
+        links: list[Link] = [
+            {"rel": "self", "type": JSON, "href": here + query},
+            base.link("root"),
+            base.link("parent"),
+        ]
+        if page.following is not None:
+            links.append(_next_link(request, here, page.following, asked, JSON))
+        each = b",".join(base.with_collection_links(content, id) for id, content in page.rows)
+        body = b'{"collections":[%b],"links":%b,"numberMatched":%d,"numberReturned":%d}' % (
+            each,
+            orjson.dumps(links),
+            page.matched,
+            len(page.rows),
+        )
         return JSONBytes(base.resolve(body))
 
     def get_collection(  # type: ignore[override]
@@ -119,13 +138,7 @@ class CatalogClient(BaseCoreClient):
         """GET /collections/{collection_id}."""
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
-            content = connection.scalar(
-                select(collections_table.c.content).where(
-                    collections_table.c.id == parameters.stored_text(collection_id)
-                )
-            )
-        if content is None:
-            raise _no_collection(collection_id)
+            content = collections.stored_collection(connection, collection_id)
         return JSONBytes(base.resolve(base.with_collection_links(content, collection_id)))
 
     def get_item(  # type: ignore[override]
@@ -153,7 +166,7 @@ class CatalogClient(BaseCoreClient):
         if collections and collection_id not in collections.split(","):
             raise InputError(f"collections: these are the items of {collection_id[:100]!r} only")
         base = self._base(request)
-        asked = parameters.as_body(kwargs)
+        asked = parameters.as_body(kwargs, parameters.SearchBody)
         asked.collections = [parameters.stored_text(collection_id)]
         here = base.collection(collection_id)
         links: list[Link] = [
@@ -167,7 +180,8 @@ class CatalogClient(BaseCoreClient):
         request: Request = kwargs["request"]
         parameters.check_query(request, parameters.SearchParameters)
         base = self._base(request)
-        return self._page(request, base, parameters.as_body(kwargs), f"{base.url}/search")
+        asked = parameters.as_body(kwargs, parameters.SearchBody)
+        return self._page(request, base, asked, f"{base.url}/search")
 
     def post_search(  # type: ignore[override]
         self, search_request: parameters.SearchBody, **kwargs: Any
@@ -197,8 +211,9 @@ class CatalogClient(BaseCoreClient):
         fields = parameters.fields(asked)
         with reading(self.engine) as connection:
             found = pages.find(connection, search, asked.token, self.key)
-            if not found.rows and request.method == "GET" and search.collections:
-                self._check_collection(connection, request)
+            if not found.rows and "collection_id" in request.path_params:
+                # No items: is there such a collection at all?
+                collections.stored_collection(connection, request.path_params["collection_id"])
         features = [
             _pruned(base, row, fields) if fields else base.with_item_links(*row)
             for row in found.rows
@@ -223,16 +238,6 @@ class CatalogClient(BaseCoreClient):
         )
         return JSONBytes(base.resolve(reply), media_type=GEOJSON)
 
-    def _check_collection(self, connection: Any, request: Request) -> None:
-        """An empty page of a collection's items: is there such a collection at all?"""
-        id = request.path_params.get("collection_id")
-        if id is not None and not connection.scalar(
-            select(collections_table.c.id).where(
-                collections_table.c.id == parameters.stored_text(id)
-            )
-        ):
-            raise _no_collection(id)
-
 
 def _pruned(base: Base, row: pages.Row, fields: Fields) -> bytes:
     """An item with the members that were asked for."""
@@ -243,9 +248,15 @@ def _pruned(base: Base, row: pages.Row, fields: Fields) -> bytes:
     return base.with_item_links(content, row.collection, row.id)
 
 
-def _next_link(request: Request, here: str, token: str, asked: parameters.SearchBody) -> Link:
+def _next_link(
+    request: Request,
+    here: str,
+    token: str,
+    asked: parameters.SearchBody,
+    type: str = GEOJSON,
+) -> Link:
     """The next page (STAC API - Item Search, Paging): for POST with the whole body, not merged."""
-    link: Link = {"rel": "next", "type": GEOJSON}
+    link: Link = {"rel": "next", "type": type}
     if request.method == "POST":
         whole = {**asked.model_dump(exclude_unset=True, by_alias=True), "token": token}
         return link | {"method": "POST", "href": here, "body": whole}
@@ -255,7 +266,3 @@ def _next_link(request: Request, here: str, token: str, asked: parameters.Search
         if name != "token"
     ]
     return link | {"method": "GET", "href": f"{here}?{urlencode([*query, ('token', token)])}"}
-
-
-def _no_collection(id: str) -> NotFoundError:
-    return NotFoundError(f"there is no collection {id[:100]!r}")

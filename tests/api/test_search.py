@@ -14,6 +14,7 @@ from pystac.validation import validate_dict
 from sqlalchemy import Engine
 
 from firnline.api.app import create_app
+from firnline.api.links import REL_QUERYABLES, REL_SORTABLES
 from firnline.database import retire_items, writing
 from firnline.settings import Settings
 from tests.api.conftest import CUBES, Client, box, make_item, put, utc
@@ -80,8 +81,9 @@ class TestLanding:
         assert dismiss in page["conformsTo"]
 
     def test_every_link_leads_somewhere(self, client: Client) -> None:
-        for link in client.get("/")["links"]:
-            if link.get("method") != "POST":
+        of_collection = client.get(f"/collections/{CUBES}")["links"]
+        for link in client.get("/")["links"] + of_collection:
+            if link.get("method") != "POST" and link["rel"] != "aggregate":  # which asks for a name
                 answer = client.http.get(link["href"])
                 assert answer.status_code == 200
                 assert answer.headers["content-type"].split(";")[0] == link["type"].split(";")[0]
@@ -99,6 +101,10 @@ class TestLanding:
             "parent": f"{BASE}/",
             "root": f"{BASE}/",
             "items": f"{BASE}/collections/{CUBES}/items",
+            **{
+                rel: f"{BASE}/collections/{CUBES}/{rel.rpartition('/')[2]}"
+                for rel in (REL_QUERYABLES, REL_SORTABLES, "aggregations", "aggregate")
+            },
         }
 
     def test_documents_are_valid_stac(self, client: Client) -> None:

@@ -1,0 +1,89 @@
+"""The OpenAPI description in version 3.0, which OGC's `oas30` classes and QGIS ask for.
+
+FastAPI writes 3.1, whose schemas are JSON Schema 2020-12; those of 3.0 are an older dialect: no
+type `null` but ``nullable``, one ``example``, no ``const``, no tuples, and exclusive bounds as
+booleans beside the bounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+VERSION = "3.0.3"
+_NULL = {"type": "null"}
+
+
+def install(app: FastAPI) -> None:
+    """Let the application describe itself so; after all routes are there."""
+    described = app.openapi
+    app.openapi = functools.cache(lambda: downgraded(described()))  # type: ignore[method-assign]
+
+
+def downgraded(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description in OpenAPI 3.1, as FastAPI and pydantic write it, in 3.0."""
+    return {**_described(description), "openapi": VERSION}
+
+
+def _described(node: Any) -> Any:
+    """What holds schemas, as ``schema`` or by name in ``schemas``."""
+    if isinstance(node, list):
+        return [_described(each) for each in node]
+    if not isinstance(node, Mapping):
+        return node
+    out: dict[str, Any] = {}
+    for name, value in node.items():
+        if name == "schema":
+            if "in" in node and "anyOf" in value:  # a parameter can be left out, but not be null
+                value = {**value, "anyOf": [each for each in value["anyOf"] if each != _NULL]}
+            out[name] = _schema(value)
+        elif name == "schemas":
+            out[name] = {key: _schema(each) for key, each in value.items()}
+        else:
+            out[name] = _described(value)
+    return out
+
+
+def _schema(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):  # true or false, of additionalProperties
+        return schema
+    if schema == _NULL:
+        return {"nullable": True, "enum": [None]}
+    out: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in ("anyOf", "oneOf", "allOf"):
+            out |= _combined(name, value)
+        elif name == "properties":
+            out[name] = {key: _schema(each) for key, each in value.items()}
+        elif name in ("items", "not", "additionalProperties"):
+            out[name] = _schema(value)
+        elif name == "prefixItems":
+            out["items"] = {"anyOf": [_schema(each) for each in value]}
+        elif name == "const":
+            out["enum"] = [value]
+        elif name == "examples":
+            out["example"] = value[0]
+        elif name in ("exclusiveMinimum", "exclusiveMaximum"):
+            out |= {name.removeprefix("exclusive").lower(): value, name: True}
+        else:
+            out[name] = value
+    if out.get("type") == "array":  # 3.0 asks for items
+        out.setdefault("items", {})
+    return out
+
+
+def _combined(name: str, schemas: list[Any]) -> dict[str, Any]:
+    """Alternatives without null, which the schema around them gets as ``nullable``."""
+    rest: list[dict[str, Any]] = [_schema(each) for each in schemas if each != _NULL]
+    nullable: dict[str, Any] = {"nullable": True} if len(rest) < len(schemas) else {}
+    if len(rest) > 1:
+        return nullable | {name: rest}
+    (only,) = rest
+    if "$ref" in only:  # beside which nothing else counts
+        return nullable | {"allOf": rest}
+    if nullable and "enum" in only:
+        only = only | {"enum": [*only["enum"], None]}
+    return nullable | only
