@@ -81,6 +81,16 @@ class Property(FunctionElement[Any]):
         super().__init__(column, literal_column(f"'{name}'") if constant else literal(name, Text()))
 
 
+class Listed(Property):
+    """A property that is a list, as JSON: text on SQLite, ``jsonb`` on PostgreSQL."""
+
+    inherit_cache = True
+    type = Text()
+    sqlite_types = "'array'"
+    postgresql_type = "array"
+    postgresql_value = "{0} -> {1}"
+
+
 class Number(Property):
     """A property that is a number."""
 
