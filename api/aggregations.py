@@ -11,10 +11,10 @@ from sqlalchemy import type_coerce as seen_as
 
 from firnline.api import buckets, counting
 from firnline.api.buckets import Answer, Interval
-from firnline.api.counting import Members, Part
+from firnline.api.counting import Part
 from firnline.api.query import Search
 from firnline.api.summaries import TEXTS, Summaries, Values
-from firnline.properties import Number, Truth, Word
+from firnline.properties import Listed, Number, Truth, Word
 from firnline.tables import items
 
 PRECISION, MAX_PRECISION = 3, 12
@@ -139,7 +139,7 @@ def _of_property(called: str, name: str, alone: Values, members: Values) -> Aggr
             called,
             "string",
             f"Items that have each member of {name}: one item may have many of them",
-            (Part(Members(stored, name), "members"),),
+            (Part(Listed(stored, name), "members"),),
             lambda _, counts: buckets.frequencies(counts, "string"),
         )
     return None

@@ -30,7 +30,6 @@ from sqlalchemy.sql.selectable import CTE, FromClause
 
 from firnline.api import query
 from firnline.api.query import Search, Way
-from firnline.properties import Property
 from firnline.tables import items
 
 MOST_VALUES = 10_000
@@ -56,15 +55,6 @@ class Part:
     column: ColumnElement[Any]
     how: Literal["all", "top", "members", "least", "most"] = "all"
     value: Callable[[ColumnElement[Any]], ColumnElement[Any]] = lambda column: column
-
-
-class Members(Property):
-    """A property that is a list, as JSON."""
-
-    inherit_cache = True
-    sqlite_types = "'array'"
-    postgresql_type = "array"
-    postgresql_value = "{0} -> {1}"
 
 
 def count(

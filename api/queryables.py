@@ -161,6 +161,8 @@ def _either(name: str, summary: Summary, whole: bool) -> Schema:
         kinds.append(_schema(name, summary.alone, whole))
     if summary.listed:
         kinds.append({"type": "array", "items": _members(name, summary.members, whole)})
+    if summary.nested:
+        kinds.append({"type": ["array", "object"]})
     return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
 
 

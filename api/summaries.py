@@ -109,12 +109,15 @@ class Summary:
     members: Values = Values()
     listed: bool = False
     """Whether there is a list, be it without members."""
+    nested: bool = False
+    """Whether there is something else, which can be asked for, but not compared."""
 
     def __or__(self, other: Summary) -> Summary:
         return Summary(
             self.alone | other.alone,
             self.members | other.members,
             self.listed or other.listed,
+            self.nested or other.nested,
         )
 
 
@@ -133,19 +136,25 @@ class Summaries:
         """Of items, by their searchable properties."""
         alone: dict[str, list[Scalar]] = {}
         members: dict[str, list[Scalar]] = {}
+        nested = set()
         count = 0
         for properties in items:
             count += 1
             for name, value in properties.items():
                 if isinstance(value, list):
                     members.setdefault(name, []).extend(value)
+                elif isinstance(value, Mapping):
+                    nested.add(name)
                 else:
                     alone.setdefault(name, []).append(value)
         summaries = {
             name: Summary(
-                Values.of(alone.get(name, ())), Values.of(members.get(name, ())), name in members
+                Values.of(alone.get(name, ())),
+                Values.of(members.get(name, ())),
+                name in members,
+                name in nested,
             )
-            for name in alone.keys() | members.keys()
+            for name in alone.keys() | members.keys() | nested
         }
         return cls(summaries, count, whole)
 
