@@ -92,6 +92,7 @@ def test_queryables_of_a_collection(client: Client) -> None:
     properties = schema["properties"]
     assert list(properties) == [
         *ALWAYS,
+        "firnline:request",
         "itslive:etag",
         "itslive:granule_count",
         "itslive:region",
