@@ -16,12 +16,14 @@ All of it holds for conformal projections, as those of ITS_LIVE are, and to firs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from affine import Affine
 from numpy.typing import ArrayLike, NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
@@ -184,8 +186,9 @@ class Resampling:
         self, parts: Sequence[Raw], missing: float, *, turn: bool = False
     ) -> tuple[Raw, ...]:
         dtype, layers = self._check(parts, missing)
+        missing = np.nan if dtype.kind == "f" else missing
         shape = (*layers, *self.inside.shape)
-        flat = [part.reshape(-1, part.shape[-2] * part.shape[-1]) for part in parts]
+        flat = [part.reshape(math.prod(layers), -1 if part.size else 0) for part in parts]
         out = [np.full((len(flat[0]), self.inside.size), missing, dtype) for _ in parts]
         precise = np.float64 if dtype.itemsize > 4 or dtype in (np.int32, np.uint32) else np.float32
         matrix = self.jacobian.reshape(2, 2, -1).astype(precise)
@@ -195,10 +198,12 @@ class Resampling:
             if turn:
                 x, y = values
                 values = [row[0] * x + row[1] * y for row in matrix]
+            gone = ~there
             for to, value in zip(out, values, strict=True):
-                if dtype.kind in "iu" and value.dtype.kind == "f":
+                if dtype.kind != value.dtype.kind:
+                    np.copyto(value, 0, where=gone)  # NaN has no integer
                     value = _rounded(value, dtype, missing)
-                np.copyto(value, missing, where=~there, casting="unsafe")
+                np.copyto(value, missing, where=gone, casting="unsafe")
                 to[at] = value
         return tuple(a.reshape(shape) for a in out)
 
@@ -214,8 +219,8 @@ class Resampling:
         dtype = parts[0].dtype
         if dtype.kind not in "iuf":
             raise InputError(f"values of type {dtype}: accepted are real numbers")
-        if dtype.kind in "iu" and not np.isfinite(missing):
-            raise InputError(f"{dtype} without a value for missing ones: say which, as -32767")
+        if dtype.kind in "iu" and not np.iinfo(dtype).min <= missing <= np.iinfo(dtype).max:
+            raise InputError(f"{missing} for missing values of {dtype}: say which, as -32767")
         return dtype, parts[0].shape[:-2]
 
     def _filled(self, flat: Sequence[Raw], missing: float) -> Iterator[NDArray[np.intp]]:
@@ -266,10 +271,8 @@ def _there(values: Raw, missing: float) -> NDArray[np.bool_]:
 def _rounded(values: Floats, dtype: np.dtype[Any], missing: float) -> Raw:
     """To integers, saturated; never to the value that stands for a missing one."""
     info = np.iinfo(dtype)
-    low, high = info.min + (missing == info.min), info.max - (missing == info.max)
-    with np.errstate(invalid="ignore"):
-        rounded = np.clip(np.rint(values), low, high).astype(dtype)
-    rounded[rounded == missing] += 1 if missing < 0 else -1
+    rounded = np.clip(np.rint(values, out=values), info.min, info.max).astype(dtype)
+    rounded[rounded == missing] = missing + 1 if missing <= 0 else missing - 1
     return rounded
 
 
@@ -301,14 +304,14 @@ def plan_resampling(
     ny, nx = target.shape
     # pixel centres and one more on each side, for differences
     columns, rows = np.meshgrid(np.arange(-1, nx + 1) + 0.5, np.arange(-1, ny + 1) + 0.5)
-    x, y = transformer(target_crs, source_crs).transform(*target.affine * (columns, rows))
+    x, y = transformer(target_crs, source_crs).transform(*_moved(target.affine, columns, rows))
     with np.errstate(invalid="ignore"):
         by_column, by_row = (
             np.stack([a[1:-1, 2:] - a[1:-1, :-2] for a in (x, y)]) / 2,
             np.stack([a[2:, 1:-1] - a[:-2, 1:-1] for a in (x, y)]) / 2,
         )
         inner = (slice(1, -1), slice(1, -1))
-        column, row = ~source.affine * (x[inner], y[inner])
+        column, row = _moved(~source.affine, x[inner], y[inner])
     to_source = np.stack([by_column, by_row], axis=1)  # by target pixels: (x or y, column or row)
     to_target = np.array(target.affine[:6]).reshape(2, 3)[:, :2]
     (a, b), (c, d) = to_source
@@ -324,6 +327,12 @@ def _projected(grid: GeoBox) -> CRS:
         raise InputError(f"grid on {grid.crs}: accepted are grids on projected CRSs")
     crs: CRS = grid.crs.proj
     return crs
+
+
+def _moved(affine: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Take arrays through a transform, which affine 2 does by ``*`` and affine 3 by ``@``."""
+    a, b, c, d, e, f = affine[:6]
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def _corners(
