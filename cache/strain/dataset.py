@@ -40,7 +40,7 @@ def strain_dataset(
     method: Method = "plane",
     gaps: Gaps = "fit",
     thickness: xr.DataArray | NDArray[np.floating[Any]] | None = None,
-    flow_law: FlowLaw | None = None,
+    flow_law: FlowLaw | float | None = None,
     fields: Collection[str] | None = None,
 ) -> xr.Dataset:
     """Strain rates of any Dataset with ``vx`` and ``vy`` on a projected grid.
@@ -64,8 +64,9 @@ def strain_dataset(
         Fit to what is there where pixels are missing, or give no result there.
     thickness : xarray.DataArray or ndarray, shape (y, x), optional
         Ice thickness in metres on the same grid.
-    flow_law : FlowLaw, optional
-        Gives von Mises stresses as well, as ``FlowLaw.at(263.15)`` of ice at -10 degrees C.
+    flow_law : FlowLaw or float, optional
+        Gives von Mises stresses as well. A number is the temperature of the ice in kelvin, and
+        stands for ``FlowLaw.at`` of it.
     fields : collection of str, optional
         Names out of :data:`FIELDS` and :data:`STRESS_FIELDS`; by default all that can be had.
 
@@ -89,6 +90,8 @@ def strain_dataset(
     import xarray as xr
 
     check_choices(method, gaps)
+    if isinstance(flow_law, float | int):
+        flow_law = FlowLaw.at(flow_law)
     for name in ("vx", "vy"):
         if name not in ds.data_vars:
             have = ", ".join(map(str, ds.data_vars)) or "none"

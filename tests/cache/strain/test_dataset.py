@@ -239,4 +239,5 @@ def test_dataset_with_a_flow_law_has_stresses() -> None:
     want = law.von_mises_tensile(got["e1"].values, got["e2"].values)
     np.testing.assert_allclose(got["von_mises_tensile"], want, rtol=1e-6)
     assert got.attrs["flow_law_rate_factor"] == law.rate_factor
+    xr.testing.assert_identical(strain_dataset(dataset(), flow_law=258.15), got)
     assert "flow_law_exponent" not in strain_dataset(dataset()).attrs
