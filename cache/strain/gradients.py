@@ -9,6 +9,7 @@ the centred differences of the stakes.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,10 @@ def fit_gradient(
     slopes = (*_slopes(u, window, steps), *_slopes(v, window, steps))
     covariances = [_covariance(noise, window, steps, slopes[0].shape) for noise in variances]
     gradient = Gradient(*slopes, tuple(term for three in covariances for term in three))
-    # a sum is finite where all its terms are, and every pixel but the centre has weight in one
+    # a sum is finite where all its terms are; that of all is quick to make
+    if math.isfinite(u.sum() + v.sum()):
+        return gradient
+    # every pixel of the window but the centre has weight in a slope
     whole = u[centre] + v[centre]
     for slope in slopes:
         whole += slope

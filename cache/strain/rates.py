@@ -29,7 +29,7 @@ from firnline.errors import InputError
 
 # A block's temporaries should stay in a core's caches: 2**17 float32 are 512 kB. Logarithmic rates
 # are made in float64, of more of them.
-_BLOCK_ROWS, _BLOCK_COLUMNS, _NARROW_COLUMNS = 32, 4096, 512
+_BLOCK_ROWS, _BLOCK_COLUMNS, _NARROW_COLUMNS = 32, 4096, 1024
 
 Area = tuple[slice, slice]
 
@@ -192,14 +192,20 @@ class _Kernel:
         return dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
 
     def areas(self) -> Iterator[Area]:
+        """Blocks that cover the grid, and such that most need nothing from beyond its edge."""
         ny, nx = self.u.shape
+        r = int(self.radius.max(initial=1))
         # a window larger than its block would have the block read its rim many times
-        rows = max(_BLOCK_ROWS, 2 * int(self.radius.max(initial=1)))
+        rows = max(_BLOCK_ROWS, 2 * r)
         narrow = self.method == "logarithmic" or self.radius.ndim == 2
         columns = _NARROW_COLUMNS if narrow else _BLOCK_COLUMNS
-        for row in range(0, ny, rows):
-            for column in range(0, nx, columns):
-                yield slice(row, min(row + rows, ny)), slice(column, min(column + columns, nx))
+        edge = min(r, nx // 2)
+        sides = [(0, edge), *_cut(edge, nx - edge, columns), (nx - edge, nx)]
+        for left, right in sides:
+            # narrow at the sides, so tall: there are as few blocks there
+            high = rows if right - left > edge else 16 * rows
+            for top, bottom in _cut(0, ny, high):
+                yield slice(top, bottom), slice(left, right)
 
     def write(self, area: Area, out: Mapping[str, Floats]) -> None:
         """Compute a block's fields and write them to their place."""
@@ -258,6 +264,10 @@ class _Kernel:
         for term in nominal.covariances:
             np.copyto(term, np.nan, where=missing)
         return gradient._replace(covariances=nominal.covariances)
+
+
+def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def _with_rim(a: Floats, area: Area, rim: int, dtype: np.dtype[np.floating[Any]]) -> Floats:
