@@ -37,10 +37,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/harvest.py
-	$(BIN)/python benchmarks/materialise.py
-	$(BIN)/python benchmarks/pairs.py
-	$(BIN)/python benchmarks/aggregate.py
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 # Pins for every platform and Python version, without addresses.
 constraints:

@@ -27,7 +27,7 @@ from firnline.cache.jobs import Job
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
-from firnline.cache.strain import FIELDS, SCALE_CONVENTION, radius_for, strain_rates
+from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
 from firnline.errors import JobDismissedError, JobLostError, SourceMissingError
 from firnline.settings import Settings
 from firnline.source import Source
@@ -332,17 +332,19 @@ def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
             velocity[name] = whole
     if not plan.request.strain:
         return
-    radius, length = radius_for(plan.request.strain.length_scale, plan.geobox.affine.a)
+    how = plan.request.strain
+    radius, length = radius_for(how.length_scale, plan.geobox.affine.a)
+    about = {**FIELDS, **(STRESS_FIELDS if how.flow_law else {})}
     store.create_fields(
         work / store.STRAIN,
-        {name: ("f4", dict(about)) for name, about in FIELDS.items()},
+        {name: ("f4", dict(attributes)) for name, attributes in about.items()},
         attributes={
             "title": "Strain rates of the velocity composites, by firnline",
             "source": plan.attribution,
-            "method": "least-squares plane over a square window",
             "window_radius_pixels": radius,
             "half_length_m": length,
-            "scale_convention": SCALE_CONVENTION,
+            "half_length_asked_m": how.length_scale,
+            **describe(how.method, how.gaps, how.flow_law),
         },
         **common,
     )
@@ -353,12 +355,15 @@ def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
             dx=plan.geobox.affine.a,
             dy=plan.geobox.affine.e,
             radius=radius,
+            method=how.method,
+            gaps=how.gaps,
             vx_error=velocity["vx_error"][n],
             vy_error=velocity["vy_error"][n],
+            flow_law=how.flow_law,
         )
         for n in range(len(spans))
     ]
-    for name in FIELDS:
+    for name in about:
         store.write_field(work / store.STRAIN, name, np.stack([period[name] for period in rates]))
 
 

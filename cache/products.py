@@ -20,7 +20,7 @@ from firnline.cache.composite import Period
 from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
 from firnline.cache.plan import Plan
-from firnline.cache.strain import FIELDS
+from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
 from firnline.database import put_items, put_subset, writing
 from firnline.footprint import Outline, bbox, footprint
 from firnline.items import (
@@ -194,8 +194,7 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
         },
         "processing:level": "L3",
         "processing:software": {"firnline": version("firnline")},
-        "processing:lineage": "ITS_LIVE image pairs of neighbouring cubes stitched on their "
-        "lattice, composited over time, strain rates by plane fit; see the provenance asset",
+        "processing:lineage": _lineage(plan),
         "firnline:request": request.to_inputs(),
         "firnline:pairs_read": layers.read,
         "firnline:pairs_kept": layers.kept,
@@ -203,6 +202,15 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
         "firnline:periods": [_label(span, request.composite or "") for span in spans],
         "firnline:stale": False,
     }
+
+
+def _lineage(plan: Plan) -> str:
+    strain = plan.request.strain
+    rates = f", strain rates by {METHODS[strain.method]}" if strain else ""
+    return (
+        "ITS_LIVE image pairs of neighbouring cubes stitched on their lattice, composited over "
+        f"time{rates}; see the provenance asset"
+    )
 
 
 def _title(plan: Plan) -> str:
@@ -238,10 +246,13 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
         "vy": ("velocity along y of the grid", "meter/year"),
         "v_error": ("standard error of the speed", "meter/year"),
         "count": ("image pairs used", "1"),
-    } | {name: (FIELDS[name]["long_name"], FIELDS[name]["units"]) for name in STRAIN_MAPS}
+    }
     maps = [(store.COMPOSITE, name) for name in VELOCITY_MAPS]
     if plan.request.strain:
-        maps += [(store.STRAIN, name) for name in STRAIN_MAPS]
+        about = {name: FIELDS[name] for name in STRAIN_MAPS}
+        about |= STRESS_FIELDS if plan.request.strain.flow_law else {}
+        described |= {name: (text["long_name"], text["units"]) for name, text in about.items()}
+        maps += [(store.STRAIN, name) for name in about]
     assets = {}
     for origin, name in maps:
         long_name, units = described[name]

@@ -12,12 +12,22 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import shapely
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pyproj import CRS
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from firnline.cache.composite import periods
+from firnline.cache.strain import FlowLaw, Gaps, Method
 from firnline.crs import LONLAT, crs_code, parse_crs, transformer
 from firnline.errors import (
     BBoxError,
@@ -44,10 +54,44 @@ class Strain(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["plane"] = Field("plane", description="Least-squares plane over a window.")
+    method: Method = Field(
+        "plane",
+        description="Least-squares plane over a window, nominal (centred differences between "
+        "stakes) or logarithmic (stakes that move with the ice; Alley et al. 2018).",
+    )
     length_scale: float = Field(
         500.0, gt=0, le=100_000, description="Half length of the window, in metres."
     )
+    gaps: Gaps = Field(
+        "fit",
+        description="Where pixels are missing: fit to those that are there, or strict, no result.",
+    )
+    ice_temperature: float | None = Field(
+        None,
+        description="In kelvin: adds von Mises stresses by Glen's flow law at this temperature.",
+    )
+
+    @field_validator("ice_temperature")
+    @classmethod
+    def _temperature_of_ice(cls, value: float | None) -> float | None:
+        if value is not None:
+            FlowLaw.at(value)
+        return value
+
+    @property
+    def flow_law(self) -> FlowLaw | None:
+        """What gives stresses, if they are asked for."""
+        return None if self.ice_temperature is None else FlowLaw.at(self.ice_temperature)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # what was added after the first release is left out where it is not asked for, so that
+        # the keys of older requests, and the subsets that answer them, stay theirs
+        inputs: dict[str, Any] = dump(self)
+        for name in ("gaps", "ice_temperature"):
+            if inputs[name] == type(self).model_fields[name].default:
+                del inputs[name]
+        return inputs
 
 
 class Request(BaseModel):

@@ -15,7 +15,7 @@ __all__ = ["__version__", "open", "strain"]
 
 if TYPE_CHECKING:
     from firnline.cache.opening import open_subset as open
-    from firnline.cache.strain_dataset import strain_dataset as strain
+    from firnline.cache.strain.dataset import strain_dataset as strain
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return open_subset
     if name == "strain":
-        from firnline.cache.strain_dataset import strain_dataset
+        from firnline.cache.strain.dataset import strain_dataset
 
         return strain_dataset
     raise AttributeError(f"module 'firnline' has no attribute {name!r}")

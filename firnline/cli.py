@@ -151,6 +151,15 @@ def materialise(
     length_scale: Annotated[
         float, typer.Option(help="Half length of the strain window, metres.")
     ] = 500.0,
+    strain_method: Annotated[
+        str, typer.Option(help="plane, nominal or logarithmic strain rates.")
+    ] = "plane",
+    strain_gaps: Annotated[
+        str, typer.Option(help="Where pixels are missing: fit to the others, or strict.")
+    ] = "fit",
+    ice_temperature: Annotated[
+        float | None, typer.Option(help="Kelvin: von Mises stresses at this temperature.")
+    ] = None,
     out_crs: Annotated[str | None, typer.Option(help="CRS of the result.")] = None,
     format: Annotated[str, typer.Option(help="Zarr version: v3 or v2.")] = "v3",
     pairs: Annotated[bool, typer.Option(help="Store the image pairs.")] = True,
@@ -174,7 +183,14 @@ def materialise(
         "collection": collection,
         "satellites": _words(satellites),
         "composite": None if composite == "none" else composite,
-        "strain": {"length_scale": length_scale} if strain and composite != "none" else False,
+        "strain": {
+            "method": strain_method,
+            "length_scale": length_scale,
+            "gaps": strain_gaps,
+            "ice_temperature": ice_temperature,
+        }
+        if strain and composite != "none"
+        else False,
         "out_crs": out_crs,
         "format": format,
         "pairs": pairs,

@@ -19,6 +19,7 @@ import xarray as xr
 from shapely.geometry import Point, box, mapping
 
 import firnline
+from firnline.cache import jobs
 from firnline.cli import main
 from firnline.database import connect
 from firnline.indexer.mirror import Fault, Faults
@@ -335,6 +336,25 @@ def test_materialise_prints_the_item_and_the_folder(
     assert status["jobs"] == {"successful": 2}
     assert status["subsets"]["count"] == 1
     assert document["item"] in firn("cache", "list").out
+
+
+def test_materialise_takes_how_strain_is_computed(
+    firn: Run, sample: Any, settings: Settings
+) -> None:
+    area = ["materialise", "--bbox", *sample.mirror.aoi, "--crs", "EPSG:3413"]
+    how = ["--strain-method", "nominal", "--strain-gaps", "strict", "--ice-temperature", "260"]
+    command = [*area, *how, "--length-scale", "240", "--no-wait", "--json"]
+    answer = firn(*command, settings=settings)
+    assert answer.code == 0, answer.err
+    engine = connect(settings.database)
+    job = jobs.get(engine, answer.document["job"])
+    engine.dispose()
+    assert job.request["strain"] == {
+        "method": "nominal", "length_scale": 240.0, "gaps": "strict", "ice_temperature": 260.0,
+    }  # fmt: skip
+    wrong = firn(*area, "--ice-temperature", "-10")
+    assert wrong.code == 2
+    assert "kelvin" in wrong.err
 
 
 def test_no_wait_leaves_the_job_to_a_worker(firn: Run, sample: Any, settings: Settings) -> None:

@@ -96,20 +96,39 @@ def test_gdal_sees_the_crs_of_a_v2_store(sample: Any, engine: Engine, settings: 
         np.testing.assert_array_equal(dataset.read([1, 2]), values[:2])
 
 
-def test_strain_is_that_of_the_composite(sample: Any, engine: Engine, settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("how", "lineage"),
+    [
+        ({}, "least-squares plane"),
+        ({"method": "logarithmic", "gaps": "strict", "ice_temperature": 263}, "logarithmic strain"),
+    ],
+)
+def test_strain_is_that_of_the_composite(
+    sample: Any, engine: Engine, settings: Settings, how: dict[str, Any], lineage: str
+) -> None:
     """Computed again from the stored composite, with the window that the store says it used."""
-    from firnline.cache.strain import strain_rates
+    from firnline.cache.strain import FlowLaw, strain_rates
 
-    folder, _ = run(engine, settings, bbox=sample.mirror.aoi, strain={"length_scale": 250})
+    folder, item = run(
+        engine, settings, bbox=sample.mirror.aoi, strain={"length_scale": 250, **how}
+    )
+    assert f"strain rates by {lineage}" in item["properties"]["processing:lineage"]
+    options = {name: value for name, value in how.items() if name != "ice_temperature"}
+    stress = ["von_mises", "von_mises_tensile"] if "ice_temperature" in how else []
+    if stress:
+        options["flow_law"] = FlowLaw.at(how["ice_temperature"])
+    assert {key for key in item["assets"] if "mises" in key} == {f"cog_{name}" for name in stress}
     composite = xr.open_zarr(folder / "composite.zarr").load()
     strain = xr.open_zarr(folder / "strain.zarr").load()
     assert strain.attrs["window_radius_pixels"] == 2
     assert strain.attrs["half_length_m"] == 240.0
+    assert strain.attrs["method"].startswith(lineage)
+    assert strain.attrs.get("flow_law_exponent") == (3 if stress else None)
     for n in range(composite.sizes["time"]):
         layer = composite.isel(time=n)
         again = strain_rates(
             layer.vx.values, layer.vy.values, dx=120, dy=-120, radius=2,
-            vx_error=layer.vx_error.values, vy_error=layer.vy_error.values,
+            vx_error=layer.vx_error.values, vy_error=layer.vy_error.values, **options,
         )  # fmt: skip
         assert set(again) == set(strain.data_vars) - {"time_bounds"}
         for name, values in again.items():

@@ -62,6 +62,8 @@ def parse(**inputs: Any) -> Request:
         ({"pairs": False, "composite": None, "strain": False}, InputError, "nothing to store"),
         ({"strain": {"method": "guess"}}, InputError, "plane"),
         ({"strain": {"length_scale": -1}}, InputError, "length_scale"),
+        ({"strain": {"gaps": "ignore"}}, InputError, "strict"),
+        ({"strain": {"ice_temperature": -10}}, InputError, "kelvin"),
         ({"out_crs": "OGC:CRS84"}, InputError, "not projected"),
         ({"format": "netcdf"}, InputError, "v3"),
         ({"area": 3}, InputError, "accepted: bbox"),
@@ -139,7 +141,16 @@ inputs = st.fixed_dictionaries(
         "satellites": st.lists(st.sampled_from(["L8", "S1A", "S2"]), max_size=4),
         "dt_days": st.sampled_from([None, [0, 60], [0.0, 60.0]]),
         "composite": st.sampled_from(["P1Y", "P1M", "all"]),
-        "strain": st.sampled_from([False, {}, {"length_scale": 500}, {"method": "plane"}]),
+        "strain": st.sampled_from(
+            [
+                False,
+                {},
+                {"length_scale": 500},
+                {"method": "plane"},
+                {"gaps": "fit"},
+                {"method": "logarithmic", "gaps": "strict", "ice_temperature": 260},
+            ]
+        ),
         "format": st.sampled_from(["v2", "v3"]),
         "pairs": st.booleans(),
     },
@@ -170,6 +181,18 @@ def test_equal_requests_have_one_key() -> None:
         parse(bbox=[-50, 69, -49, 69.3], format="v2"),
     ]
     assert len({plain.key, *(other.key for other in others)}) == 5
+
+
+def test_keys_of_older_requests_stay() -> None:
+    """Made before strain had any other input than method and length_scale."""
+    request = parse(bbox=[-50, 69, -49, 69.3])
+    assert request.key == "79591e29ca948049f4a964b5c4b98fdcd5938d18e43537b735b35b00f0da1cf7"
+    assert request.to_inputs()["strain"] == {"method": "plane", "length_scale": 500.0}
+    same = {"gaps": "fit", "ice_temperature": None}
+    assert parse(bbox=[-50, 69, -49, 69.3], strain=same).key == request.key
+    more = [{"gaps": "strict"}, {"ice_temperature": 263}, {"method": "nominal"}]
+    keys = {parse(bbox=[-50, 69, -49, 69.3], strain=one).key for one in more}
+    assert len(keys | {request.key}) == 4
 
 
 def test_a_date_alone_is_the_whole_day() -> None:

@@ -1,26 +1,33 @@
-"""Strain rates against analytic fields, a pixel-by-pixel least squares, and real velocities."""
+"""Strain rates against analytic fields, a pixel-by-pixel least squares, and Monte Carlo."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from firnline.cache.strain import ERROR_FIELDS, FIELDS, radius_for, strain_rates
-from firnline.cache.strain_dataset import strain_dataset
-from firnline.errors import CRSError, InputError
+from firnline.cache.strain import (
+    ERROR_FIELDS,
+    FIELDS,
+    METHODS,
+    STRESS_FIELDS,
+    FlowLaw,
+    Method,
+    radius_grid,
+    strain_rates,
+)
+from firnline.errors import InputError
 
 Floats = NDArray[np.floating[Any]]
-SHARED = Path(os.environ.get("FIRNLINE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+# plane and nominal are exact for a uniform strain rate; logarithmic means another thing by it
+WITHIN: dict[Method, float] = {"plane": 1e-9, "nominal": 1e-9, "logarithmic": 2e-4}
+every_method = pytest.mark.parametrize("method", METHODS)
 RATES = [name for name in FIELDS if name not in ERROR_FIELDS]
 INVARIANTS = ("e1", "e2", "effective", "divergence", "vorticity", "longitudinal", "transverse")
 
@@ -44,23 +51,37 @@ def linear(
 
 
 def brute(
-    vx: Floats, vy: Floats, dx: float, dy: float, r: int, sx: Floats, sy: Floats
+    vx: Floats,
+    vy: Floats,
+    dx: float,
+    dy: float,
+    r: int,
+    sx: Floats,
+    sy: Floats,
+    method: Method = "plane",
+    gaps: str = "fit",
 ) -> dict[str, Floats]:
     """The same by np.linalg.lstsq at every pixel, errors from the pseudo-inverse."""
+    steps = range(-r, r + 1)
+    window = list(itertools.product(steps, steps))
+    if method == "nominal":
+        window = [(0, 0), (r, 0), (-r, 0), (0, r), (0, -r)]
     out = {name: np.full(vx.shape, np.nan) for name in FIELDS}
     ny, nx = vx.shape
     ok = np.isfinite(vx) & np.isfinite(vy)
     for i, j in np.ndindex(ny, nx):
         cells = [
-            (a, b)
-            for a in range(max(0, i - r), min(ny, i + r + 1))
-            for b in range(max(0, j - r), min(nx, j + r + 1))
-            if ok[a, b]
+            (i + a, j + b)
+            for a, b in window
+            if 0 <= i + a < ny and 0 <= j + b < nx and ok[i + a, j + b]
         ]
-        if not ok[i, j] or 2 * len(cells) < (2 * r + 1) ** 2:
+        least = len(window) if gaps == "strict" else len(window) / 2
+        if not ok[i, j] or len(cells) < least:
             continue
         at = tuple(np.array(cells).T)
         design = np.stack([np.ones(len(cells)), (at[1] - j) * dx, (at[0] - i) * dy], axis=1)
+        if np.linalg.matrix_rank(design) < 3:
+            continue
         _, ux, uy = np.linalg.lstsq(design, vx[at])[0]
         _, wx, wy = np.linalg.lstsq(design, vy[at])[0]
         inverse = np.linalg.pinv(design)
@@ -102,11 +123,12 @@ def assert_same(got: dict[str, Floats], want: dict[str, Floats], atol: float = 1
         if name == "theta":  # an axis: the same again after half a turn
             difference = (difference + np.pi / 2) % np.pi - np.pi / 2
             np.testing.assert_array_equal(np.isnan(field), np.isnan(want[name]))
-            assert np.nanmax(np.abs(difference)) < 1e-6
+            assert (np.abs(difference[np.isfinite(difference)]) < 1e-6).all()
         else:
             np.testing.assert_allclose(field, want[name], rtol=0, atol=atol, err_msg=name)
 
 
+@every_method
 @pytest.mark.parametrize("north_up", [True, False])
 @pytest.mark.parametrize("radius", [1, 2, 4])
 @pytest.mark.parametrize(
@@ -131,11 +153,13 @@ def test_known_answers(
     principal: tuple[float, float, float],
     radius: int,
     north_up: bool,
+    method: Method,
 ) -> None:
     exx, eyy, exy = tensor
     spin = -0.02
     vx, vy = linear(*tensor, spin, north_up=north_up)
-    got = strain_rates(vx, vy, dx=120, dy=-120 if north_up else 120, radius=radius)
+    dy, within = -120 if north_up else 120, WITHIN[method]
+    got = strain_rates(vx, vy, dx=120, dy=dy, radius=radius, method=method)
     want = {
         "exx": exx,
         "eyy": eyy,
@@ -147,49 +171,68 @@ def test_known_answers(
         "vorticity": 2 * spin,
     }
     fitted = np.isfinite(got["exx"])
-    # the grid's edges are fitted too, its corners (under half a window) are not
-    assert fitted[radius:-radius].all()
-    assert not fitted[0, 0]
+    if method == "logarithmic":  # needs all stakes, and a pixel more where they go
+        assert fitted[radius + 1 : -radius - 1, radius + 1 : -radius - 1].all()
+        assert not fitted[: radius - 1].any()
+    else:  # the grid's edges are fitted too; of the corners, three stakes are enough
+        assert fitted[radius:-radius].all()
+        assert fitted[0, 0] == (method == "nominal")
     for name, value in want.items():
-        np.testing.assert_allclose(got[name][fitted], value, rtol=0, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(got[name][fitted], value, rtol=0, atol=within, err_msg=name)
     c, s = vx / np.hypot(vx, vy), vy / np.hypot(vx, vy)
     for name, flow in {
         "longitudinal": exx * c**2 + 2 * exy * c * s + eyy * s**2,
         "transverse": exx * s**2 - 2 * exy * c * s + eyy * c**2,
         "shear": (eyy - exx) * c * s + exy * (c**2 - s**2),
     }.items():
-        np.testing.assert_allclose(got[name][fitted], flow[fitted], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(got[name][fitted], flow[fitted], rtol=0, atol=within)
     if principal[0] - principal[1] > 1e-6:
         theta = 0.5 * math.atan2(2 * exy, exx - eyy)
-        np.testing.assert_allclose(got["theta"][fitted], theta, rtol=0, atol=1e-8)
+        off = (got["theta"][fitted] - theta + np.pi / 2) % np.pi - np.pi / 2
+        # of an angle: the rate's over the diameter of Mohr's circle
+        assert np.abs(off).max() < 20 * within / (principal[0] - principal[1])
 
 
-def test_published_figures() -> None:
+@every_method
+def test_published_figures(method: Method) -> None:
     vx, vy = linear(0.02, -0.007, 0.009)
-    got = strain_rates(vx, vy, dx=120, dy=-120, radius=2)
+    got = strain_rates(vx, vy, dx=120, dy=-120, radius=2, method=method)
     for name, value in (("e1", 0.022725), ("e2", -0.009725), ("effective", 0.01975)):
-        assert got[name][7, 7] == pytest.approx(value, abs=3e-6)
+        assert got[name][7, 7] == pytest.approx(value, abs=3e-6 + 100 * WITHIN[method] / 200)
 
 
-def test_rigid_rotation_has_no_strain() -> None:
+@every_method
+@pytest.mark.parametrize("north_up", [True, False])
+def test_rigid_motion_has_no_strain(method: Method, north_up: bool) -> None:
+    x, y = grid(north_up=north_up)
+    got = strain_rates(
+        250 - 0.05 * y, 0.05 * x, dx=120, dy=-120 if north_up else 120, radius=2, method=method
+    )
+    inner = (slice(3, -3), slice(3, -3))
+    within = 1e-12 if method != "logarithmic" else 1e-8  # the order of the stakes' path
+    for name in RATES:
+        if name not in ("theta", "vorticity"):
+            np.testing.assert_allclose(got[name][inner], 0, rtol=0, atol=within, err_msg=name)
+    np.testing.assert_allclose(got["vorticity"][inner], 0.1, rtol=0, atol=within)
+
+
+def test_what_does_not_move_has_no_direction_of_flow() -> None:
     x, y = grid()
     got = strain_rates(-0.05 * y, 0.05 * x, dx=120, dy=-120, radius=2)
-    inner = (slice(2, -2), slice(2, -2))
-    for name in RATES:
-        if name not in ("theta", "vorticity", "longitudinal", "transverse", "shear"):
-            np.testing.assert_allclose(got[name][inner], 0, rtol=0, atol=1e-12, err_msg=name)
-    np.testing.assert_allclose(got["vorticity"][inner], 0.1, rtol=0, atol=1e-12)
-    # the middle does not move: it has no direction of flow
     assert np.isnan(got["longitudinal"][7, 8])
     assert np.isfinite(got["longitudinal"][7, 9])
+    assert abs(got["effective"][7, 8]) < 1e-12
 
 
-def test_gaussian_vortex_within_truncation() -> None:
-    d, scale, w0 = 20.0, 2000.0, 0.1
-    x, y = grid(201, 201, d)
+@every_method
+@pytest.mark.parametrize("centre", [(0.0, 0.0), (1500.0, 700.0), (-400.0, 2600.0)])
+def test_gaussian_vortex(method: Method, centre: tuple[float, float]) -> None:
+    d, scale, w0 = 0.05, 2000.0, 0.1  # so fine that what a window averages is below 1e-9
+    x, y = grid(21, 21, d)
+    x, y = x + centre[0], y + centre[1]
     g = w0 * np.exp(-(x**2 + y**2) / (2 * scale**2))
-    got = strain_rates(-y * g, x * g, dx=d, dy=-d, radius=1)
-    inner = (slice(1, -1), slice(1, -1))
+    got = strain_rates(-y * g, x * g, dx=d, dy=-d, radius=2, method=method)
+    inner = (slice(3, -3), slice(3, -3))
     exx, exy = g * x * y / scale**2, 0.5 * g * (y**2 - x**2) / scale**2
     for name, want in {
         "exx": exx,
@@ -199,8 +242,11 @@ def test_gaussian_vortex_within_truncation() -> None:
         "e1": np.hypot(exx, exy),
         "vorticity": g * (2 - (x**2 + y**2) / scale**2),
     }.items():
-        # the first neglected term is about (d / scale)^2 of the rate
-        np.testing.assert_allclose(got[name][inner], want[inner], rtol=0, atol=2e-5, err_msg=name)
+        done = np.isfinite(got[name][inner])  # stakes that circle the eye have no mean to go with
+        assert done.all() or (method == "logarithmic" and centre == (0, 0) and done.mean() > 0.5)
+        np.testing.assert_allclose(
+            got[name][inner][done], want[inner][done], rtol=0, atol=WITHIN[method], err_msg=name
+        )
 
 
 @pytest.mark.parametrize(("radius", "gain"), [(1, 0.976), (2, 0.922), (4, 0.747)])
@@ -211,64 +257,139 @@ def test_gain_of_a_2_km_wave(radius: int, gain: float) -> None:
     assert got["exx"][10, 100] / (100 * k) == pytest.approx(gain, abs=6e-4)
 
 
+@pytest.mark.parametrize("method", ["plane", "nominal"])
+@pytest.mark.parametrize("gaps", ["fit", "strict"])
 @pytest.mark.parametrize("north_up", [True, False])
 @pytest.mark.parametrize("radius", [1, 2, 3])
-@pytest.mark.parametrize("gaps", [0.0, 0.15, 0.45])
-def test_equals_least_squares_at_every_pixel(radius: int, gaps: float, north_up: bool) -> None:
-    rng = np.random.default_rng(radius * 100 + int(100 * gaps))
+@pytest.mark.parametrize("missing", [0.0, 0.15, 0.45])
+def test_equals_least_squares_at_every_pixel(
+    radius: int, missing: float, north_up: bool, gaps: Any, method: Method
+) -> None:
+    rng = np.random.default_rng(radius * 100 + int(100 * missing))
     shape = (14, 19)
     vx, vy = 900 + 30 * rng.standard_normal(shape), -400 + 30 * rng.standard_normal(shape)
-    vx[rng.random(shape) < gaps / 2] = np.nan
-    vy[rng.random(shape) < gaps / 2] = np.inf  # missing in one component only
+    vx[rng.random(shape) < missing / 2] = np.nan
+    vy[rng.random(shape) < missing / 2] = np.inf  # missing in one component only
     sx, sy = rng.uniform(1, 9, shape), rng.uniform(1, 9, shape)
     dx, dy = 120.0, -150.0 if north_up else 150.0
-    got = strain_rates(vx, vy, dx=dx, dy=dy, radius=radius, vx_error=sx, vy_error=sy)
+    got = strain_rates(
+        vx, vy, dx=dx, dy=dy, radius=radius, method=method, gaps=gaps, vx_error=sx, vy_error=sy
+    )
     vy[np.isinf(vy)] = np.nan
     assert list(got) == list(FIELDS)
-    assert np.isfinite(got["exx"]).sum() > 40
-    assert_same(got, brute(vx, vy, dx, dy, radius, sx, sy))
+    if gaps == "fit":
+        assert np.isfinite(got["exx"]).sum() > 40
+    want = brute(vx, vy, dx, dy, radius, sx, sy, method, gaps)
+    assert_same(got, want)
 
 
-def test_blocks_join_without_a_seam() -> None:
-    """Taller than a block of rows: the answer of the middle equals that of the middle alone."""
+@every_method
+def test_strict_is_fit_where_nothing_is_missing_and_nothing_elsewhere(method: Method) -> None:
+    vx, vy = 500 + 20 * np.random.default_rng(3).standard_normal((2, 30, 30))
+    vx[12, 17] = np.nan
+    fit, strict = (
+        strain_rates(vx, vy, dx=120, dy=-120, radius=2, method=method, gaps=gaps)
+        for gaps in ("fit", "strict")
+    )
+    done = np.isfinite(strict["exx"])
+    for name in RATES:
+        np.testing.assert_array_equal(strict[name][done], fit[name][done])
+        assert np.isnan(strict[name][~done]).all()
+    near = np.zeros(vx.shape, bool)  # what reads the missing pixel: all of its window, or stakes
+    near[10:15, 15:20] = True
+    if method == "nominal":
+        near[10:15, 15:20] = False
+        near[(12, 10, 14, 12, 12), (17, 17, 17, 15, 19)] = True
+    assert not done[near].any()
+    edge = 3 if method == "logarithmic" else 2
+    away = np.ones(vx.shape, bool)
+    away[8:17, 13:22] = False
+    assert done[edge:-edge, edge:-edge][away[edge:-edge, edge:-edge]].all()
+    assert not done[:2].any()
+
+
+@every_method
+def test_a_radius_for_each_pixel_is_that_radius_there(method: Method) -> None:
+    rng = np.random.default_rng(8)
+    vx, vy = 900 + 20 * rng.standard_normal((2, 70, 40))
+    vx[rng.random(vx.shape) < 0.03] = np.nan
+    thickness = np.fromfunction(lambda i, j: 3 * i + 2 * j, vx.shape)
+    thickness[30:33] = np.nan
+    radius = radius_grid(1.5, thickness, 100)
+    assert set(np.unique(radius)) == {0, 1, 2, 3, 4}
+    arguments: dict[str, Any] = {"method": method, "vx_error": 3.0, "vy_error": 2.0}
+    got = strain_rates(vx, vy, dx=100, dy=-100, radius=radius, **arguments)
+    for r in (1, 2, 3, 4):
+        one = strain_rates(vx, vy, dx=100, dy=-100, radius=r, **arguments)
+        for name in FIELDS:
+            np.testing.assert_array_equal(got[name][radius == r], one[name][radius == r])
+    assert np.isnan(got["exx"][radius == 0]).all()
+    assert np.isfinite(got["exx"]).mean() > 0.4
+
+
+@every_method
+def test_a_window_beyond_the_grid_has_no_result_and_takes_no_memory(method: Method) -> None:
+    vx, vy = linear(0.02, -0.01, 0.003)
+    for radius in (10**9, np.full(vx.shape, 10**9)):
+        got = strain_rates(vx, vy, dx=120, dy=-120, radius=radius, method=method)
+        assert np.isnan(got["exx"]).all()
+
+
+@every_method
+def test_blocks_join_without_a_seam(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small blocks, by any number of threads: the same as in one."""
     rng = np.random.default_rng(5)
-    vx, vy = rng.standard_normal((2, 150, 30)) * 100
+    vx, vy = 200 + rng.standard_normal((2, 90, 70)) * 20
     vx[60:70, 10:12] = np.nan
-    whole = strain_rates(vx, vy, dx=100, dy=-100, radius=3, vx_error=2.0, vy_error=1.0)
-    part = strain_rates(vx[50:90], vy[50:90], dx=100, dy=-100, radius=3, vx_error=2.0, vy_error=1.0)
-    for name in FIELDS:
-        np.testing.assert_allclose(whole[name][53:87], part[name][3:-3], rtol=1e-12, atol=1e-15)
+    arguments: dict[str, Any] = {
+        "dx": 100, "dy": -100, "radius": 3, "method": method, "vx_error": 2.0, "vy_error": vx / 50,
+    }  # fmt: skip
+    monkeypatch.setattr("firnline.cache.strain.rates._BLOCK_ROWS", 1000)
+    whole = strain_rates(vx, vy, **arguments)
+    monkeypatch.setattr("firnline.cache.strain.rates._BLOCK_ROWS", 7)
+    monkeypatch.setattr("firnline.cache.strain.rates._BLOCK_COLUMNS", 13)
+    monkeypatch.setattr("firnline.cache.strain.rates._NARROW_COLUMNS", 13)
+    for workers in (1, 5):
+        parts = strain_rates(vx, vy, **arguments, workers=workers)
+        for name in FIELDS:
+            np.testing.assert_allclose(parts[name], whole[name], rtol=1e-12, atol=1e-12)
+    assert np.isfinite(whole["e1_error"]).mean() > 0.7
 
 
-def test_float32_stays_float32_and_close() -> None:
+@every_method
+def test_float32_stays_float32_and_close(method: Method) -> None:
     rng = np.random.default_rng(6)
     vx, vy = 9000 + 50 * rng.standard_normal((2, 40, 40))
     vx[5, 5] = np.nan
     vx32, vy32 = vx.astype(np.float32), vy.astype(np.float32)
-    single = strain_rates(vx32, vy32, dx=120, dy=-120, radius=2)
-    double = strain_rates(vx32.astype(float), vy32.astype(float), dx=120, dy=-120, radius=2)
+    single, double = (
+        strain_rates(u, v, dx=120, dy=-120, radius=2, method=method)
+        for u, v in ((vx32, vy32), (vx32.astype(float), vy32.astype(float)))
+    )
     for name in RATES:
         assert single[name].dtype == np.float32
         if name != "theta":
             np.testing.assert_allclose(single[name], double[name], rtol=0, atol=3e-7, err_msg=name)
 
 
+@every_method
 @given(
     radius=st.integers(1, 3),
     holes=st.lists(st.tuples(st.integers(0, 17), st.integers(0, 15)), max_size=12),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_missing_pixels_stay_within_their_windows(
-    radius: int, holes: list[tuple[int, int]], seed: int
+    method: Method, radius: int, holes: list[tuple[int, int]], seed: int
 ) -> None:
     vx, vy = np.random.default_rng(seed).standard_normal((2, 18, 16)) * 100 + 500
-    before = strain_rates(vx, vy, dx=120, dy=-120, radius=radius)
+    before = strain_rates(vx, vy, dx=120, dy=-120, radius=radius, method=method)
     near = np.zeros(vx.shape, bool)
+    far = 2 * radius if method == "logarithmic" else radius
     for i, j in holes:
         vx[i, j] = np.nan
-        near[max(0, i - radius) : i + radius + 1, max(0, j - radius) : j + radius + 1] = True
-    after = strain_rates(vx, vy, dx=120, dy=-120, radius=radius)
+        near[max(0, i - far) : i + far + 1, max(0, j - far) : j + far + 1] = True
+    after = strain_rates(vx, vy, dx=120, dy=-120, radius=radius, method=method)
     for name in RATES:
         np.testing.assert_array_equal(after[name][~near], before[name][~near])
         assert np.isnan(after[name][np.isnan(vx)]).all()
@@ -288,65 +409,99 @@ def test_half_a_window_is_never_degenerate() -> None:
         assert got["exy"][1, 1] == pytest.approx(1, abs=1e-9)
 
 
+@every_method
 @given(
     angle=st.floats(-math.pi, math.pi),
     tensor=st.tuples(*[st.floats(-0.05, 0.05)] * 4),
     radius=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_invariants_do_not_turn_with_the_frame(
-    angle: float, tensor: tuple[float, float, float, float], radius: int
+    method: Method, angle: float, tensor: tuple[float, float, float, float], radius: int
 ) -> None:
     exx, eyy, exy, spin = tensor
     gradient = np.array([[exx, exy - spin], [exy + spin, eyy]])
     c, s = math.cos(angle), math.sin(angle)
     turn = np.array([[c, -s], [s, c]])
-    x, y = grid(9, 9)
-    mean = np.array([300.0, -200.0])
+    x, y = grid(11, 11)
+    mean = np.array([900.0, -600.0])
     fields = []
     for g, m in ((gradient, mean), (turn @ gradient @ turn.T, turn @ mean)):
         vx = m[0] + g[0, 0] * x + g[0, 1] * y
         vy = m[1] + g[1, 0] * x + g[1, 1] * y
-        fields.append(strain_rates(vx, vy, dx=120, dy=-120, radius=radius))
+        fields.append(strain_rates(vx, vy, dx=120, dy=-120, radius=radius, method=method))
+    one, two = ({name: field[5, 5] for name, field in all_.items()} for all_ in fields)
+    # bounds of what a logarithmic rate differs from the uniform one: T |gradient|^2
+    within = 1e-9 if method != "logarithmic" else 0.04 * (gradient**2).sum() + 1e-9
     for name in (*INVARIANTS, "shear"):
-        assert fields[1][name][4, 4] == pytest.approx(fields[0][name][4, 4], abs=1e-9), name
-    if fields[0]["e1"][4, 4] - fields[0]["e2"][4, 4] > 1e-4:
-        turned = fields[1]["theta"][4, 4] - fields[0]["theta"][4, 4] - angle
+        assert two[name] == pytest.approx(one[name], abs=within), name
+    if method != "logarithmic" and one["e1"] - one["e2"] > 1e-4:
+        turned = two["theta"] - one["theta"] - angle
         assert abs((turned + np.pi / 2) % np.pi - np.pi / 2) < 1e-6
 
 
+@pytest.mark.parametrize("method", ["plane", "nominal"])
 @given(
     motion=st.tuples(st.floats(-2e3, 2e3), st.floats(-2e3, 2e3), st.floats(-0.2, 0.2)),
     gaps=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
-def test_rigid_motion_changes_no_strain(motion: tuple[float, float, float], gaps: bool) -> None:
+@settings(max_examples=25, deadline=None)
+def test_rigid_motion_changes_no_strain(
+    method: Method, motion: tuple[float, float, float], gaps: bool
+) -> None:
     x, y = grid()
     vx, vy = np.random.default_rng(1).standard_normal((2, *x.shape)) * 20
     if gaps:
         vx[3:5, 4:7] = np.nan
-    one = strain_rates(vx, vy, dx=120, dy=-120, radius=2)
+    one = strain_rates(vx, vy, dx=120, dy=-120, radius=2, method=method)
     two = strain_rates(
         vx + motion[0] - motion[2] * y,
         vy + motion[1] + motion[2] * x,
         dx=120,
         dy=-120,
         radius=2,
+        method=method,
     )
     for name in ("exx", "eyy", "exy", "e1", "e2", "effective", "divergence"):
         np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-10, err_msg=name)
     np.testing.assert_allclose(two["vorticity"], one["vorticity"] + 2 * motion[2], atol=1e-10)
 
 
+@given(
+    motion=st.tuples(st.floats(400, 2e3), st.floats(-2e3, 2e3), st.floats(-0.02, 0.02)),
+    tensor=st.tuples(*[st.floats(-0.02, 0.02)] * 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_rigid_motion_changes_no_logarithmic_strain_beyond_its_own_meaning(
+    motion: tuple[float, float, float], tensor: tuple[float, float, float]
+) -> None:
+    """Stakes that strain as they turn and drift: within the 2e-4 that it is of the uniform rate."""
+    exx, eyy, exy = tensor
+    x, y = grid()
+    vx, vy = exx * x + exy * y + motion[0], exy * x + eyy * y + motion[1]
+    turned = (vx - motion[2] * y, vy + motion[2] * x)
+    one, two = (
+        strain_rates(u, v, dx=120, dy=-120, radius=2, method="logarithmic")
+        for u, v in ((vx, vy), turned)
+    )
+    for name in ("exx", "eyy", "exy", "e1", "e2", "effective", "divergence"):
+        assert two[name][7, 8] == pytest.approx(one[name][7, 8], abs=2e-4), name
+
+
 # --- errors
 
 
+@every_method
 @pytest.mark.parametrize("radius", [1, 2, 4])
-def test_error_formula(radius: int) -> None:
+def test_error_formula(radius: int, method: Method) -> None:
     vx, vy = linear(0.02, -0.01, 0.005)
     su, sv, dx, w = 4.0, 6.0, 120.0, 2 * radius + 1
-    got = strain_rates(vx, vy, dx=dx, dy=-dx, radius=radius, vx_error=su, vy_error=sv)
-    one = math.sqrt(3) / (dx * w * math.sqrt(radius * (radius + 1)))
+    got = strain_rates(
+        vx, vy, dx=dx, dy=-dx, radius=radius, vx_error=su, vy_error=sv, method=method
+    )
+    one = 1 / (dx * radius * math.sqrt(2))
+    if method == "plane":
+        one = math.sqrt(3) / (dx * w * math.sqrt(radius * (radius + 1)))
     sxx, syy, sxy = su * one, sv * one, 0.5 * one * math.hypot(su, sv)
     t = 0.5 * math.atan2(0.01, 0.03)
     c, s = math.cos(t), math.sin(t)
@@ -357,7 +512,32 @@ def test_error_formula(radius: int) -> None:
         "e1_error": math.sqrt(c**4 * sxx**2 + s**4 * syy**2 + math.sin(2 * t) ** 2 * sxy**2),
         "e2_error": math.sqrt(s**4 * sxx**2 + c**4 * syy**2 + math.sin(2 * t) ** 2 * sxy**2),
     }.items():
-        assert got[name][7, 8] == pytest.approx(value, rel=1e-9), name
+        # the errors of logarithmic principal rates are of the direction that those have
+        within = 1e-3 if method == "logarithmic" and name[:2] in ("e1", "e2") else 1e-9
+        assert got[name][7, 8] == pytest.approx(value, rel=within), name
+
+
+def test_errors_in_the_form_of_poinar_and_andrews() -> None:
+    """sqrt(su^2 + sv^2) / (2 L) is the error of the nominal shear times sqrt(2)."""
+    vx, vy = linear(0.02, -0.01, 0.005)
+    got = strain_rates(
+        vx, vy, dx=125, dy=-125, radius=4, method="nominal", vx_error=41.76, vy_error=77.82
+    )
+    assert got["exy_error"][7, 8] * math.sqrt(2) == pytest.approx(0.0883168, abs=1e-7)
+
+
+def test_errors_of_logarithmic_rates_are_a_little_too_large() -> None:
+    rng = np.random.default_rng(12)
+    vx, vy = linear(0.02, -0.01, 0.005)
+    arguments: dict[str, Any] = {"dx": 120, "dy": -120, "radius": 2, "method": "logarithmic"}
+    stated = strain_rates(vx, vy, vx_error=3.0, vy_error=3.0, **arguments)
+    runs = [
+        strain_rates(*(v + 3 * rng.standard_normal(v.shape) for v in (vx, vy)), **arguments)
+        for _ in range(400)
+    ]
+    for name in ("exx", "eyy", "exy"):
+        spread = np.nanmean(np.std([run[name][4:-4, 4:-4] for run in runs], axis=0))
+        assert 0.8 < spread / stated[f"{name}_error"][7, 8] < 1.0, name
 
 
 def test_errors_agree_with_monte_carlo_with_gaps() -> None:
@@ -414,18 +594,6 @@ def test_unusable_errors_cost_the_errors_only() -> None:
 # --- arguments
 
 
-def test_radius_for() -> None:
-    assert radius_for(500, 120) == (4, 480)
-    assert radius_for(500, -120) == (4, 480)
-    assert radius_for(120, 120.00000001)[0] == 1
-    assert radius_for(540, 120) == (5, 600)
-    for length in (119.0, 0.0, -500.0, math.nan, math.inf):
-        with pytest.raises(InputError, match="accepted is 120 m"):
-            radius_for(length, 120)
-    with pytest.raises(InputError, match="spacing"):
-        radius_for(500, 0)
-
-
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -436,6 +604,13 @@ def test_radius_for() -> None:
         ({"dy": math.nan}, "dy"),
         ({"radius": 0}, "radius"),
         ({"radius": 1.5}, "radius"),
+        ({"radius": True}, "radius"),
+        ({"radius": np.full((5, 5), -1)}, "radius"),
+        ({"radius": np.ones((5, 4), int)}, "radius"),
+        ({"method": "guess"}, "plane, nominal, logarithmic"),
+        ({"gaps": "ignore"}, "fit, strict"),
+        ({"method": "logarithmic", "dx": 2.0}, "square"),
+        ({"fields": ["von_mises"]}, "flow law"),
         ({"vx_error": 1.0}, "both"),
         ({"vx_error": 1.0, "vy_error": np.ones(5)}, "vy_error"),
         ({"fields": ["e3"]}, "e3"),
@@ -454,20 +629,25 @@ def test_bad_arguments(change: dict[str, Any], match: str) -> None:
         strain_rates(**{**arguments, **change})
 
 
-def test_chosen_fields_only() -> None:
+@every_method
+def test_chosen_fields_only(method: Method) -> None:
     vx, vy = linear(0.02, -0.01, 0.003)
-    whole = strain_rates(vx, vy, dx=120, dy=-120, radius=1, vx_error=1.0, vy_error=1.0)
-    for name in FIELDS:
-        one = strain_rates(
-            vx, vy, dx=120, dy=-120, radius=1, vx_error=1.0, vy_error=1.0, fields=[name]
-        )
+    arguments: dict[str, Any] = {
+        "dx": 120, "dy": -120, "radius": 1, "vx_error": 1.0, "vy_error": 1.0, "method": method,
+        "flow_law": FlowLaw.at(263),
+    }  # fmt: skip
+    whole = strain_rates(vx, vy, **arguments)
+    assert list(whole) == [*FIELDS, *STRESS_FIELDS]
+    for name in whole:
+        one = strain_rates(vx, vy, **arguments, fields=[name])
         assert list(one) == [name]
         np.testing.assert_array_equal(one[name], whole[name])
 
 
-@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (1, 9), (2, 2)])
-def test_tiny_grids_have_no_answer(shape: tuple[int, int]) -> None:
-    got = strain_rates(np.ones(shape), np.ones(shape), dx=1, dy=1, radius=1)
+@every_method
+@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (1, 9), (1, 1)])
+def test_tiny_grids_have_no_answer(shape: tuple[int, int], method: Method) -> None:
+    got = strain_rates(np.ones(shape), np.ones(shape), dx=1, dy=1, radius=1, method=method)
     assert got["exx"].shape == shape
     assert np.isnan(got["exx"]).all()
 
@@ -475,191 +655,7 @@ def test_tiny_grids_have_no_answer(shape: tuple[int, int]) -> None:
 def test_all_missing_and_integers() -> None:
     nothing = np.full((9, 9), np.nan, np.float32)
     assert np.isnan(strain_rates(nothing, nothing, dx=1, dy=1, radius=1)["e1"]).all()
-    ramp: Any = np.tile(np.arange(9, dtype=np.int16), (9, 1))
+    ramp = np.tile(np.arange(9, dtype=np.int16), (9, 1))
     got = strain_rates(ramp, 0 * ramp + 1, dx=1, dy=1, radius=1)
     assert got["exx"].dtype == np.float64
     assert got["exx"][4, 4] == 1
-
-
-# --- datasets
-
-
-def dataset(shape: tuple[int, ...] = (15, 17)) -> xr.Dataset:
-    vx, vy = linear(0.02, -0.01, 0.003)
-    dims = ("time", "y", "x")[-len(shape) :]
-    ds = xr.Dataset(
-        {
-            "vx": (dims, np.broadcast_to(vx, shape).astype(np.float32), {"units": "meter/year"}),
-            "vy": (dims, np.broadcast_to(vy, shape).astype(np.float32), {"units": "meter/year"}),
-        },
-        coords={"y": -2e6 - 120.0 * np.arange(15), "x": 4e5 + 120.0 * np.arange(17)},
-    )
-    done: xr.Dataset = ds.rio.write_crs(3413, grid_mapping_name="mapping")
-    return done
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _rio() -> None:
-    pytest.importorskip("rioxarray")
-
-
-def test_dataset_of_one_layer() -> None:
-    got = strain_dataset(dataset(), length_scale=250)
-    assert list(got.data_vars) == RATES
-    assert got["exx"].dims == ("y", "x")
-    assert got["exx"].dtype == np.float32
-    assert got["exx"].attrs["units"] == "year-1"
-    assert got["theta"].attrs["units"] == "radian"
-    assert got["exx"].attrs["grid_mapping"] == "mapping"
-    assert got["mapping"].attrs["crs_wkt"]
-    assert got.rio.crs.to_epsg() == 3413
-    assert got.attrs["strain_radius"] == 2
-    assert got.attrs["strain_half_length_asked"] == 250
-    assert got.attrs["strain_half_length"] == 240
-    assert "grid metres" in got.attrs["strain_scale_convention"]
-    assert got["exx"].values[7, 8] == pytest.approx(0.02, abs=1e-6)
-    assert got["eyy"].values[7, 8] == pytest.approx(-0.01, abs=1e-6)
-
-
-def test_dataset_of_layers_with_errors_any_order_of_dims() -> None:
-    ds = dataset((3, 15, 17)).assign_coords(time=[1, 2, 3])
-    ds["vx_error"] = ("time", np.array([1.0, 2.0, 4.0]))
-    ds["vy_error"] = ("time", np.array([1.0, 2.0, 4.0]))
-    got = strain_dataset(ds.transpose("x", "time", "y"), length_scale=120, fields=["exx_error"])
-    assert got["exx_error"].dims == ("time", "y", "x")
-    np.testing.assert_array_equal(got["time"], [1, 2, 3])
-    want = np.array([1, 2, 4]) * math.sqrt(3) / (120 * 3 * math.sqrt(2))
-    np.testing.assert_allclose(got["exx_error"].values[:, 7, 8], want, rtol=1e-6)
-    ds["vx_error"] = (("time", "y", "x"), np.full((3, 15, 17), 2.0))
-    got = strain_dataset(ds, length_scale=120, fields=["exx_error"])
-    np.testing.assert_allclose(got["exx_error"].values[:, 7, 8], want[1], rtol=1e-6)
-
-
-def test_dataset_south_up_gives_the_same_place_the_same_answer() -> None:
-    ds = dataset()
-    ds["vx"] += 5 * np.random.default_rng(3).standard_normal((15, 17)).astype(np.float32)
-    north, south = strain_dataset(ds), strain_dataset(ds.isel(y=slice(None, None, -1)))
-    for name in RATES:
-        np.testing.assert_allclose(south[name].sel(y=ds.y), north[name], atol=1e-6, err_msg=name)
-
-
-def test_dataset_of_undecoded_integers() -> None:
-    x, _ = grid()
-    raw = np.round(0.05 * x).astype(np.int16)
-    raw[7, 8] = -32767
-    ds = dataset()
-    for name in ("vx", "vy"):
-        ds[name] = (("y", "x"), raw, {"_FillValue": np.int16(-32767)})
-    got = strain_dataset(ds, length_scale=120)
-    assert np.isnan(got["exx"].values[7, 8])
-    assert got["exx"].values[7, 9] == pytest.approx(0.05, abs=1e-6)
-    del ds["vx"].attrs["_FillValue"]
-    with pytest.raises(InputError, match="_FillValue"):
-        strain_dataset(ds)
-
-
-def test_dataset_reads_the_crs_of_a_cube_as_it_is() -> None:
-    """ITS_LIVE's cubes: a ``mapping`` variable among the data, named by no attribute here."""
-    ds = dataset().drop_vars("mapping")
-    ds["mapping"] = xr.DataArray(b"")
-    ds["mapping"].attrs = {"spatial_epsg": 3413, "grid_mapping_name": "polar_stereographic"}
-    for name in ("vx", "vy"):
-        ds[name].attrs.pop("grid_mapping", None)
-        ds[name].encoding.pop("grid_mapping", None)
-    got = strain_dataset(ds)
-    assert got["e1"].attrs["grid_mapping"] == "mapping"
-    assert got["mapping"].attrs["spatial_epsg"] == 3413
-
-
-def _bad(ds: xr.Dataset, how: str) -> tuple[xr.Dataset, float]:
-    length = 500.0
-    if how == "no vy":
-        ds = ds.drop_vars("vy")
-    elif how == "no CRS":
-        ds = ds.drop_vars("mapping")
-    elif how == "empty mapping":
-        ds["mapping"].attrs = {}
-    elif how == "geographic":
-        ds = ds.rio.write_crs(4326, grid_mapping_name="mapping")
-    elif how == "feet":
-        ds = ds.rio.write_crs(2225, grid_mapping_name="mapping")
-    elif how == "unequal":
-        x = ds.x.values.copy()
-        x[4:] += 60
-        ds = ds.assign_coords(x=x)
-    elif how == "oblong":
-        ds = ds.assign_coords(y=ds.y.values[0] - 240.0 * np.arange(15))
-    elif how == "no x":
-        ds = ds.drop_vars("x")
-    elif how == "dims":
-        ds = ds.expand_dims(a=1, b=1)
-    elif how == "days":
-        ds["vx"].attrs["units"] = "m/day"
-    elif how == "short":
-        length = 119.0
-    elif how == "long":
-        length = 1000.0
-    return ds, length
-
-
-@pytest.mark.parametrize(
-    ("how", "error", "match"),
-    [
-        ("no vy", InputError, "no variable vy"),
-        ("no CRS", CRSError, "no CRS"),
-        ("empty mapping", CRSError, "not a readable CRS"),
-        ("geographic", CRSError, "not a projected CRS"),
-        ("feet", CRSError, "not in metres"),
-        ("unequal", InputError, "unequal spacing along x"),
-        ("oblong", InputError, "unequal spacing, 120 m in x and 240 m in y"),
-        ("no x", InputError, "coordinate x"),
-        ("dims", InputError, "accepted is"),
-        ("days", InputError, "per year"),
-        ("short", InputError, "under one pixel"),
-        ("long", InputError, "longer than the grid"),
-    ],
-)
-def test_bad_datasets(how: str, error: type[Exception], match: str) -> None:
-    ds, length = _bad(dataset(), how)
-    with pytest.raises(error, match=match) as caught:
-        strain_dataset(ds, length)
-    assert "\n" not in str(caught.value)
-
-
-# --- real velocities
-
-
-@pytest.mark.parametrize(
-    ("stem", "spacing"), [("mosaic_crop_ala", 120.0), ("store_2018_200m", 200.0)]
-)
-def test_real_mosaic_equals_brute_force(stem: str, spacing: float) -> None:
-    if not (SHARED / f"{stem}_vx.tif").exists():
-        pytest.skip("shared data not here")
-    rasterio = pytest.importorskip("rasterio")
-    layers = []
-    for component in ("vx", "vy"):
-        with rasterio.open(SHARED / f"{stem}_{component}.tif") as src:
-            layers.append(src.read(1, masked=True).astype(float).filled(np.nan))
-    vx, vy = layers
-    got = strain_rates(vx, vy, dx=spacing, dy=-spacing, radius=2)
-    # a window around missing data and the edge, by least squares pixel by pixel
-    missing = np.argwhere(np.isnan(vx))
-    i, j = missing[len(missing) // 2] if len(missing) else (30, 30)
-    a, b = max(0, int(i) - 20), max(0, int(j) - 20)
-    sub = (slice(a, a + 40), slice(b, b + 40))
-    ones = np.ones(vx[sub].shape)
-    want = brute(vx[sub], vy[sub], spacing, -spacing, 2, ones, ones)
-    inner = (slice(2, -2), slice(2, -2))
-    for name in RATES:
-        mine = got[name][sub][inner]
-        if name != "theta":
-            np.testing.assert_allclose(mine, want[name][inner], rtol=0, atol=1e-9, err_msg=name)
-    # and everywhere against the independent two-point gradient averaged along the other axis
-    plain = strain_rates(vx, vy, dx=spacing, dy=-spacing, radius=1)
-    gradient = np.gradient(vx, spacing, axis=1)
-    mean = (gradient[:-2] + gradient[1:-1] + gradient[2:]) / 3
-    both = np.lib.stride_tricks.sliding_window_view(np.isfinite(vx + vy), (3, 3)).all((2, 3))
-    np.testing.assert_allclose(
-        plain["exx"][1:-1, 1:-1][both], mean[:, 1:-1][both], rtol=0, atol=1e-12
-    )
-    assert both.mean() > 0.4
