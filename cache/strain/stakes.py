@@ -61,7 +61,8 @@ def follow_stakes(
     Returns
     -------
     Gradient
-        (y, x), of the type of u, but made in float64; NaN where a stake meets a missing pixel or goes further than `radius`.
+        (y, x), made in float64 and of the type of u; NaN where a stake meets a missing pixel or
+        goes further than `radius`.
     """
     r = radius
     missing = 0 * np.add(u, v, dtype=np.float64)  # in one is missing in both
