@@ -230,8 +230,8 @@ class _Kernel:
         if self.radius.ndim == 0 and self.radius:
             return self._at_radius(area, int(self.radius))
         radius = np.broadcast_to(self.radius, self.u.shape)[area]
-        dtype = np.float64 if self.method == "logarithmic" else self.dtype
-        whole = [np.full(radius.shape, np.nan, dtype) for _ in range(4 + 3 * len(self.errors))]
+        number = 4 + 3 * len(self.errors)
+        whole = [np.full(radius.shape, np.nan, self.dtype) for _ in range(number)]
         for r in np.unique(radius[radius > 0]).tolist():
             mine = radius == r
             for part in rectangles(mine):

@@ -19,6 +19,7 @@ differ by up to a few per cent where the velocity changes much over the window.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,8 @@ def follow_stakes(
     Returns
     -------
     Gradient
-        float64, (y, x); NaN where a stake meets a missing pixel or goes further than `radius`.
+        (y, x), made in float64 and of the type of u; NaN where a stake meets a missing pixel or
+        goes further than `radius`.
     """
     r = radius
     missing = 0 * np.add(u, v, dtype=np.float64)  # in one is missing in both
@@ -71,29 +73,34 @@ def follow_stakes(
 
     inner = (slice(r - 1, columns.shape[0] - r + 1), slice(r - 1, columns.shape[1] - r + 1))
     series = _series(columns[inner], rows[inner])
+    speed, highest = (
+        np.maximum(np.abs(across), np.abs(down))
+        for across, down in zip(series[0][::3], series[1][::3], strict=True)
+    )
     moved = np.empty((2, 5, *shape))
     furthest, last = np.zeros(shape), np.zeros(shape)
     for path, east, north in zip(moved.swapaxes(0, 1), _EAST, _NORTH, strict=True):
         down, right = r + r * north * towards[1], r + r * east * towards[0]
         at = (slice(down, down + shape[0]), slice(right, right + shape[1]))
-        for way, coefficients in zip(path, series, strict=True):
-            *lower, highest = coefficients
-            np.multiply(highest[at], time, out=way)
-            for coefficient in reversed(lower):
+        for way, (first, second, third, fourth) in zip(path, series, strict=True):
+            np.multiply(fourth[at], time, out=way)
+            for coefficient in (third, second, first):
                 way += coefficient[at]
                 way *= time
-            np.maximum(furthest, np.abs(way), out=furthest)
-            np.maximum(last, np.abs(highest[at]), out=last)
-    last *= time**4 / (_LAST_TERM * r)
-    # comparisons with NaN are false: what is missing is not followed either
-    far = ((furthest > 1) | (last > 1)) & np.isfinite(furthest)
+        np.maximum(furthest, speed[at], out=furthest)
+        np.maximum(last, highest[at], out=last)
+    furthest *= time
+    square = time * time
+    last *= square * square / (_LAST_TERM * r)
+    # what is missing is not followed either
+    far = ((furthest > 1) | (last > 1)) & np.isfinite(last)
     if far.any():
         # as many steps as would each be as good as a series
-        number = np.maximum(furthest / _STEP, last**0.25)[far]
+        number = np.maximum(furthest[far] / _STEP, last[far] ** 0.25)
         moved[:, :, far] = _follow(columns, rows, time[far], number, np.nonzero(far), r, towards)
     moved[0] *= towards[0]
     moved[1] *= towards[1]
-    return _rates(moved, time, r)
+    return _rates(moved, time, r, u.dtype)
 
 
 def _duration(columns: Doubles, rows: Doubles, r: int, spacing: float, strict: bool) -> Doubles:
@@ -106,7 +113,8 @@ def _duration(columns: Doubles, rows: Doubles, r: int, spacing: float, strict: b
     if not (strict or there.all()):
         across, down = np.where(there, across, 0), np.where(there, down, 0)
         count = window.total(there.astype(np.float64))
-    speed = np.hypot(window.total(across), window.total(down)) / count
+    total_across, total_down = window.total(across), window.total(down)
+    speed = np.sqrt(total_across * total_across + total_down * total_down) / count
     return _SHARE * r / np.maximum(speed, _LEAST_SPEED / spacing)
 
 
@@ -227,7 +235,7 @@ def _follow(
     return np.stack([moved.real, moved.imag])
 
 
-def _rates(moved: Doubles, time: Doubles, r: int) -> Gradient:
+def _rates(moved: Doubles, time: Doubles, r: int, dtype: np.dtype[np.floating[Any]]) -> Gradient:
     """Strain rates from where the stakes are after `time`, in pixels towards east and north."""
     east, north = moved
 
@@ -244,8 +252,12 @@ def _rates(moved: Doubles, time: Doubles, r: int) -> Gradient:
     exx = (b + d - a) / 4 + 0.75 * c
     eyy = 0.75 * a + (b + d - c) / 4
     exy = (b - d) / 2 + 0 * east[0]  # the only rate that does not see the centre
-    # the sum of the angles that W-E and S-N have turned, as the angle of a product
-    we = (2 * r + east[2] - east[4]) + 1j * (north[2] - north[4])
-    sn = (2 * r + north[1] - north[3]) - 1j * (east[1] - east[3])
-    half_spin = np.angle(we * sn) / (2 * time)
-    return Gradient(exx, exy - half_spin, exy + half_spin, eyy)
+    # the sum of the angles that W-E and S-N have turned, as that of the product of (x, y) and
+    # (y, -x) as complex numbers
+    we_x, we_y = 2 * r + east[2] - east[4], north[2] - north[4]
+    sn_x, sn_y = east[1] - east[3], 2 * r + north[1] - north[3]
+    turned = np.arctan2(we_y * sn_y - we_x * sn_x, we_x * sn_y + we_y * sn_x)
+    half_spin = turned / (2 * time)
+    slopes = (exx, exy - half_spin, exy + half_spin, eyy)
+    ux, uy, vx, vy = (slope.astype(dtype, copy=False) for slope in slopes)
+    return Gradient(ux, uy, vx, vy)
