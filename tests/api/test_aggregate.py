@@ -272,6 +272,22 @@ def test_post_is_as_get(client: Client) -> None:
     assert here["aggregations"] == by_get["aggregations"][:5]
 
 
+def test_filter_and_query(client: Client) -> None:
+    names = [*FIXED, *OF_PROPERTIES]
+    text = '"itslive:region" = \'Alaska\' AND "itslive:granule_count" > 30000'
+    by_filter = client.get("/aggregate", aggregations=",".join(names), filter=text)["aggregations"]
+    query = {"itslive:region": {"eq": "Alaska"}, "itslive:granule_count": {"gt": 30_000}}
+    by_query = client.post("/aggregate", {"aggregations": names, "query": query})
+    assert by_query["aggregations"] == by_filter
+    rows = [
+        row for row in ROWS
+        if properties(row).get("itslive:region") == "Alaska"
+        and properties(row).get("itslive:granule_count", 0) > 30_000
+    ]  # fmt: skip
+    assert by_filter[0]["value"] == len(rows) > 30
+    assert frequencies(by_filter[names.index("proj:code_frequency")]) == values(rows, "proj:code")
+
+
 def test_of_a_collection(client: Client) -> None:
     path = f"/collections/{CUBES}"
     got = aggregate(client, f"{path}/aggregate", aggregations="total_count,collection_frequency")
