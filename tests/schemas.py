@@ -6,14 +6,20 @@ its path.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
 from jsonschema import Draft7Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
+from urllib3 import HTTPConnectionPool, HTTPResponse
 
 REPO = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
@@ -58,3 +64,31 @@ class StacSchemas:
             for url in (_KINDS[document["type"]], *document["stac_extensions"])
             for error in self._validator(url).iter_errors(document)
         ]
+
+
+@contextmanager
+def mapped_schemas(folder: Path = SCHEMAS) -> Iterator[None]:
+    """Answers what is asked of other hosts by urllib3 (so by requests and pystac) from the folder.
+
+    An address that the folder's index does not have is a 404, as it would be of its host.
+    """
+    index = json.loads((folder / "index.json").read_text())
+    files = {url.rstrip("#"): folder / entry["file"] for url, entry in index.items()}
+    ask = HTTPConnectionPool.urlopen
+
+    def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
+        if self.host in ("127.0.0.1", "localhost"):
+            return ask(self, method, url, *args, **options)
+        path = url if url.startswith("/") else urlsplit(url).path
+        file = files.get(f"{self.scheme}://{self.host}{path}")
+        return HTTPResponse(
+            io.BytesIO(b"" if file is None else file.read_bytes()),
+            headers={"Content-Type": "application/json"},
+            status=404 if file is None else 200,
+            preload_content=options.get("preload_content", True),
+            request_url=url,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HTTPConnectionPool, "urlopen", urlopen)
+        yield

@@ -37,6 +37,23 @@ def test_encodings(served: str, engine: Engine, encoding: str) -> None:
     assert len(encoded) < len(content) / 4
 
 
+@pytest.mark.parametrize(
+    ("accepted", "sent"),
+    [
+        ("*", "gzip"),
+        ("*;q=0.5", "gzip"),
+        ("gzip, *", "gzip"),
+        ("br, *;q=0.1", "br"),
+        ("*;q=0", None),
+        ("gzip;q=0, *", None),
+    ],
+)
+def test_anything_is_gzip(served: str, accepted: str, sent: str | None) -> None:
+    """A client that takes `*` rarely knows zstd: requests without its package doesn't."""
+    answer, _ = raw(f"{served}/collections", accepted)
+    assert answer.headers.get("content-encoding") == sent
+
+
 def test_a_page_that_did_not_change_is_not_sent_again(served: str, engine: Engine) -> None:
     url = f"{served}/search"
     put(engine, [make_item("a", box(0, 0, 1, 1))])

@@ -1,0 +1,96 @@
+"""stac-validator on every kind of document, stac-api-validator on the whole API."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.judges.conftest import Judged
+
+with warnings.catch_warnings():
+    # The package moved to the name stac_valid, which stac-api-validator does not know yet.
+    warnings.simplefilter("ignore")
+    from stac_api_validator.validations import QueryConfig, validate_api
+    from stac_validator.stac_validator import StacValidate
+
+pytestmark = pytest.mark.usefixtures("schemas")
+
+
+def told(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What stac-validator has to say against a document, by the core schema and extensions."""
+    validator = StacValidate(links=False)
+    valid = validator.validate_dict(document)
+    (message,) = validator.message
+    assert message["valid_stac"] == valid
+    if not valid:
+        return [message]
+    assert set(document.get("stac_extensions", [])) < set(message["schema"])
+    return []
+
+
+@pytest.mark.parametrize("harvested", ["quick", "deep"])
+def test_every_kind_of_item_is_valid(harvested: str, request: pytest.FixtureRequest) -> None:
+    judged: Judged = request.getfixturevalue(harvested)
+    found = httpx.get(f"{judged.url}/search", params={"limit": 1000}).json()
+    items = {item["id"]: item for item in found["features"]}
+    kinds = [*(cube.name for cube in judged.mirror.cubes)]
+    for version in ("", "_V02"):
+        kinds += [f"RGI05A_STATIC{version}", f"RGI05A_ANNUAL_2018{version}"]
+    print(sorted(items))
+    kinds += [id for id, item in items.items() if item["collection"] == "subsets"]
+    assert len(items) == found["numberMatched"]
+    for id in kinds:
+        assert told(items[id]) == []
+
+
+def test_the_catalog_and_its_collections_are_valid(deep: Judged) -> None:
+    assert told(httpx.get(deep.url).json()) == []
+    collections = httpx.get(f"{deep.url}/collections").json()["collections"]
+    assert [each["id"] for each in collections] == ["itslive-cubes", "subsets", "velocity-mosaics"]
+    for each in collections:
+        assert told(each) == []
+
+
+def test_a_wrong_item_is_found(deep: Judged) -> None:
+    """The judge is awake: schemas of the core and of extensions are asked."""
+    (item,) = httpx.get(f"{deep.url}/search?limit=1").json()["features"]
+    assert "not of type 'string'" in told({**item, "id": 5})[0]["error_message"]
+    properties = {**item["properties"], "proj:shape": "none"}
+    assert "projection" in told({**item, "properties": properties})[0]["failed_schema"]
+
+
+@pytest.mark.filterwarnings("ignore:get_all_items is deprecated")  # which the validator calls
+@pytest.mark.parametrize("collection", ["itslive-cubes", "velocity-mosaics", "subsets"])
+def test_stac_api_validator_has_no_errors(deep: Judged, collection: str) -> None:
+    answer = httpx.get(f"{deep.url}/collections/{collection}/items?limit=1").json()
+    found, errors = validate_api(
+        root_url=deep.url,
+        ccs_to_validate=[
+            "core",
+            "collections",
+            "features",
+            "item-search",
+            "item-search#sort",
+            "item-search#fields",
+            "item-search#filter",
+            "features#sort",
+            "features#fields",
+            "features#filter",
+        ],
+        collection=collection,
+        geometry='{"type":"Polygon","coordinates":[[[-180,0],[180,0],[180,90],[-180,90],[-180,0]]]}',
+        auth_bearer_token=None,
+        auth_query_parameter=None,
+        fields_nested_property="properties.proj:code",
+        validate_pagination=True,
+        query_config=QueryConfig(*[None] * 13),
+        transaction_collection=None,
+        headers=None,
+        open_assets_urls=False,
+    )
+    print("WARN", *found.values() if hasattr(found, "values") else found, sep="\n  ")
+    print("ERR", *errors, sep="\n  ")
+    assert not errors
