@@ -8,6 +8,7 @@
     │   ├── BBoxError              a bounding box that is empty, inverted or not finite
     │   ├── GeometryError          not a valid GeoJSON geometry, or one of no area
     │   ├── DatetimeError          not an RFC 3339 instant or interval
+    │   ├── FilterError            a filter that is not CQL2, or asks for what is not supported
     │   ├── TokenError             a paging token that this server did not make
     │   ├── TooLargeError          beyond a limit of this installation
     │   ├── NoCoverageError        no cube of the catalog covers the area asked for
@@ -55,6 +56,10 @@ class GeometryError(InputError):
 
 class DatetimeError(InputError):
     """Not an RFC 3339 instant or interval."""
+
+
+class FilterError(InputError):
+    """A filter that is not CQL2, or asks for what is not supported."""
 
 
 class TokenError(InputError):

@@ -49,7 +49,10 @@ def is_name(name: str) -> bool:
 
 
 def searchable(properties: Mapping[str, Any]) -> bytes:
-    """JSON of those properties that can be compared: scalars, and lists of scalars."""
+    """JSON of those properties that can be compared: scalars, and lists of scalars.
+
+    What is more than that is there as an empty object: it can be asked whether there is any.
+    """
     kept: dict[str, Any] = {}
     for name, value in properties.items():
         if not is_name(name):
@@ -57,11 +60,12 @@ def searchable(properties: Mapping[str, Any]) -> bytes:
         if isinstance(value, str):
             value = canonical(value)
         elif isinstance(value, list):
-            if not all(isinstance(member, _SIMPLE) for member in value):
-                continue
-            value = [canonical(v) if isinstance(v, str) else v for v in value]
-        elif not isinstance(value, _SIMPLE):
+            simple = all(isinstance(member, _SIMPLE) for member in value)
+            value = [canonical(v) if isinstance(v, str) else v for v in value] if simple else {}
+        elif value is None:
             continue
+        elif not isinstance(value, _SIMPLE):
+            value = {}
         kept[name] = value
     # PostgreSQL's jsonb has no NUL: it is left out there and here alike.
     return orjson.dumps(kept).replace(b"\\u0000", b"")
@@ -79,6 +83,16 @@ class Property(FunctionElement[Any]):
         # An index serves only if its name is in the statement itself, not bound to it.
         constant = name in INDEXED_WORDS or name in INDEXED_NUMBERS
         super().__init__(column, literal_column(f"'{name}'") if constant else literal(name, Text()))
+
+
+class Listed(Property):
+    """A property that is a list, as JSON: text on SQLite, ``jsonb`` on PostgreSQL."""
+
+    inherit_cache = True
+    type = Text()
+    sqlite_types = "'array'"
+    postgresql_type = "array"
+    postgresql_value = "{0} -> {1}"
 
 
 class Number(Property):
@@ -111,10 +125,18 @@ class Truth(Property):
     postgresql_value = "({0} -> {1})::boolean"
 
 
+class Kept(Property):
+    """Something that is NULL only where there is no such property, or it is null itself."""
+
+    inherit_cache = True
+
+
 @compiles(Property, "sqlite")
 def _on_sqlite(element: Property, compiler: Any, **kw: Any) -> str:
     column, name = (compiler.process(clause, **kw) for clause in element.clauses)
     path = f"'$.\"{name[1:-1]}\"'" if name.startswith("'") else f"'$.\"' || {name} || '\"'"
+    if isinstance(element, Kept):
+        return f"json_type({column}, {path})"
     return (
         f"CASE WHEN json_type({column}, {path}) IN ({element.sqlite_types}) "
         f"THEN json_extract({column}, {path}) END"
@@ -124,6 +146,8 @@ def _on_sqlite(element: Property, compiler: Any, **kw: Any) -> str:
 @compiles(Property, "postgresql")
 def _on_postgresql(element: Property, compiler: Any, **kw: Any) -> str:
     column, name = (compiler.process(clause, **kw) for clause in element.clauses)
+    if isinstance(element, Kept):
+        return f"({column} -> {name})"
     value = element.postgresql_value.format(column, name)
     collated = ' COLLATE "C"' if isinstance(element, Word) else ""
     return (
