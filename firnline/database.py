@@ -1,13 +1,12 @@
 """The database: connections, transactions, and items in and out.
 
-SQLite has no spatial types that can be relied on, so each connection gets ``ST_Intersects`` as a
-function over WKB (shapely), and an R*Tree keeps the boxes; PostgreSQL uses PostGIS. Statements
+SQLite has no spatial types that can be relied on, so each connection gets the functions of
+:mod:`firnline.functions`, and an R*Tree keeps the boxes; PostgreSQL uses PostGIS. Statements
 are written once (``firnline.api.query``) for both.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from firnline import functions
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
     LIVING,
@@ -72,18 +72,6 @@ class ItemRow:
     digest: str
     source: str
     properties: bytes
-
-
-@functools.lru_cache(maxsize=64)
-def _prepared(wkb: bytes) -> BaseGeometry:
-    geometry = shapely.from_wkb(wkb)
-    shapely.prepare(geometry)
-    return geometry
-
-
-def _st_intersects(stored: bytes, asked: bytes) -> bool:
-    """ST_Intersects on SQLite: `asked` is one geometry for many rows, so it is kept prepared."""
-    return bool(_prepared(asked).intersects(shapely.from_wkb(stored)))
 
 
 def connect(url: str) -> Engine:
@@ -133,7 +121,7 @@ def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     # The driver's own transaction control starts a transaction too late (only before a write),
     # so that two statements of one read can see different states: firnline begins them itself.
     dbapi_connection.isolation_level = None
-    dbapi_connection.create_function("ST_Intersects", 2, _st_intersects, deterministic=True)
+    functions.register(dbapi_connection)
     for pragma in (
         "journal_mode=WAL",
         "synchronous=NORMAL",
