@@ -4,29 +4,25 @@ Items are ordered by ``end_datetime`` descending, then collection, then id, whic
 total order: a page goes on after the last item of the one before (keyset), so that rows which come
 or go in between neither repeat nor hide others.
 
-The exact spatial predicate is ``ST_Intersects`` on both. PostGIS finds candidates by its GiST
-index itself; on SQLite they come from the R*Tree, and what lies wholly within a bounding box is
-taken without asking further.
+The spatial condition is that of :mod:`firnline.api.boxes`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import Boolean, ColumnElement, Select, func, literal, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, func, literal, or_, select, tuple_, union_all
 from sqlalchemy.sql.selectable import FromClause
 
+from firnline.api import boxes
 from firnline.api.area import Area
-from firnline.tables import LIVING, Footprint, collections, items, items_rtree, to_microseconds
+from firnline.tables import LIVING, collections, items
 
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 10_000
-_YEAR_2000 = 946_684_800_000_000  # microseconds since 1970: items_rtree counts days from there
-_DAY = 86_400_000_000
 Rows: TypeAlias = "Select[*tuple[Any, ...]]"
 
 
@@ -135,50 +131,5 @@ def _conditions(search: Search, dialect: str) -> list[ColumnElement[bool]]:
     if search.end is not None:
         conditions.append(items.c.start_datetime <= search.end)
     if search.area is not None:
-        conditions += _meets(search.area, search, dialect)
+        conditions += boxes.meets(search.area, dialect, search.start, search.end)
     return conditions
-
-
-def _meets(area: Area, search: Search, dialect: str) -> list[ColumnElement[bool]]:
-    exact: ColumnElement[bool] = func.ST_Intersects(
-        items.c.footprint, literal(area.wkb, Footprint()), type_=Boolean()
-    )
-    if dialect != "sqlite":
-        return [exact]
-    times = _in_time(search)
-    tree = items_rtree.c
-    near = [
-        [tree.west <= east, tree.east >= west, tree.south <= north, tree.north >= south, *times]
-        for west, south, east, north in area.boxes
-    ]
-    if area.rectangular:
-        within = [
-            [tree.west >= west, tree.east <= east, tree.south >= south, tree.north <= north, *times]
-            for west, south, east, north in area.boxes
-        ]
-        exact = or_(items.c.key.in_(_keys(within)), exact)
-    return [items.c.key.in_(_keys(near)), exact]
-
-
-def _keys(boxes: Sequence[Sequence[ColumnElement[bool]]]) -> Select[Any]:
-    """Keys of the items with a box in the R*Tree that meets any of the sets of conditions.
-
-    A UNION, since an OR of boxes would make SQLite read the whole tree.
-    """
-    key = items_rtree.c.id.op(">>")(1)
-    selects = [select(key.label("key")).where(*conditions) for conditions in boxes]
-    return selects[0] if len(selects) == 1 else select(union_all(*selects).subquery().c.key)
-
-
-def _in_time(search: Search) -> list[ColumnElement[bool]]:
-    """The search's interval in the R*Tree: coarse, never too narrow (32-bit floats)."""
-    times = []
-    if search.end is not None:
-        times.append(items_rtree.c.start <= _days(search.end))
-    if search.start is not None:
-        times.append(items_rtree.c.end >= _days(search.start))
-    return times
-
-
-def _days(instant: datetime) -> float:
-    return (to_microseconds(instant) - _YEAR_2000) / _DAY
