@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,17 @@ import uvicorn
 from fastapi import FastAPI
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from firnline.api.app import create_app
-from firnline.database import ItemRow, connect, put_collections, put_items, writing
+from firnline.database import (
+    ItemRow,
+    connect,
+    migrate,
+    put_collections,
+    put_items,
+    writing,
+)
 from firnline.properties import searchable
 from firnline.settings import Settings
 
@@ -48,6 +56,7 @@ def make_item(
     start: datetime = datetime(2018, 1, 1, tzinfo=UTC),
     end: datetime = datetime(2019, 1, 1, tzinfo=UTC),
     collection: str = CUBES,
+    properties: Mapping[str, Any] | None = None,
     **members: Any,
 ) -> ItemRow:
     """A valid STAC item as a row, its JSON without links as the harvester stores it."""
@@ -63,6 +72,7 @@ def make_item(
             "datetime": None,
             "start_datetime": start.isoformat().replace("+00:00", "Z"),
             "end_datetime": end.isoformat().replace("+00:00", "Z"),
+            **(properties or {}),
         },
         "assets": {},
         **members,
@@ -149,6 +159,33 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         put_collections(connection, map(make_collection, [CUBES, "subsets", "velocity-mosaics"]))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def catalogs(
+    migrated_sqlite: Path, postgres_server: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Iterable[ItemRow]], dict[str, Connection]]]:
+    """Makes a connection to a database of each kind that has these items, for all of a module."""
+    with ExitStack() as stack:
+
+        def made(rows: Iterable[ItemRow]) -> dict[str, Connection]:
+            rows = list(rows)
+            path = tmp_path_factory.mktemp("catalog") / "catalog.db"
+            shutil.copy(migrated_sqlite, path)
+            name = stack.enter_context(postgres_server.database())
+            connections = {}
+            for url in (f"sqlite:///{path}", postgres_server.url(name)):
+                engine = connect(url)
+                stack.callback(engine.dispose)
+                migrate(engine)
+                with writing(engine) as connection:
+                    put_collections(connection, map(make_collection, {r.collection for r in rows}))
+                    put_items(connection, rows)
+                reading = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                connections[engine.dialect.name] = stack.enter_context(reading)
+            return connections
+
+        yield made
 
 
 @pytest.fixture
