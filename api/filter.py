@@ -15,7 +15,7 @@ from typing import Any
 import cql2
 import orjson
 
-from firnline.api.filter_nodes import Node, refused
+from firnline.api.filter_nodes import LARGEST, Node, kinds, refused
 from firnline.errors import FilterError
 
 LANGUAGES = ("cql2-text", "cql2-json")
@@ -101,27 +101,36 @@ def query_to_cql2(query: object) -> Node:
     conditions = []
     for name, operations in query.items():
         if not isinstance(operations, Mapping) or not operations:
-            raise FilterError(f'query: {name[:40]!r} takes an object as {{"lt": 10}}')
+            raise FilterError(f'query: {str(name)[:40]!r} takes an object as {{"lt": 10}}')
         conditions += [_queried(name, *each) for each in operations.items()]
-    combined: Node = {"op": "and", "args": conditions} if conditions else True
-    _check_size(combined)
-    return combined
+    expression: Node = {"op": "and", "args": conditions} if conditions else True
+    try:
+        _check_size(expression)
+        for each in conditions:
+            kinds(each["args"][0])
+    except FilterError as error:
+        raise FilterError(str(error).replace("filter", "query", 1)) from None
+    return expression
 
 
 def _queried(name: str, operator: str, value: object) -> dict[str, Any]:
     where = {"property": name}
-    if operator in _COMPARISONS and isinstance(value, str | int | float):
+    if operator in _COMPARISONS and _is_scalar(value):
         return {"op": _COMPARISONS[operator], "args": [where, value]}
     if operator in _PATTERNS and isinstance(value, str):
         escaped = re.sub(r"([\\%_])", r"\\\1", value)
         return {"op": "like", "args": [where, _PATTERNS[operator].format(escaped)]}
-    if operator == "in" and isinstance(value, list):
+    if operator == "in" and isinstance(value, list) and all(map(_is_scalar, value)):
         return {"op": "in", "args": [where, value]}
     raise FilterError(
-        f"query: {str(operator)[:40]!r} of {name[:40]!r} is not understood; accepted: "
-        "eq, neq, lt, lte, gt, gte with a text, number or boolean; startsWith, endsWith, "
-        "contains with a text; in with an array"
+        f"query: {str(operator)[:40]!r} of {str(name)[:40]!r} is not understood; accepted: "
+        "eq, neq, lt, lte, gt, gte with a text, a finite number or a boolean; "
+        "startsWith, endsWith, contains with a text; in with an array"
     )
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= LARGEST)
 
 
 def _check_size(filter: Node) -> None:
@@ -139,8 +148,8 @@ def _check_size(filter: Node) -> None:
             op, args = str(node.get("op")).lower(), node.get("args")
             # AND in AND is one (firnline.api.filter_nodes.flattened)
             inner = depth + (op != within or op not in ("and", "or"))
-            stack += [(each, inner, op) for each in (args if isinstance(args, list) else [args])]
-            stack += [(node[key], inner, "") for key in _NESTING if key in node]
+            stack += [(each, inner, op) for each in args] if isinstance(args, list) else []
+            stack += [(node[key], depth, "") for key in _NESTING if key in node]
         if depth > MAX_DEPTH:
             raise refused(f"more than {MAX_DEPTH} operators and arrays within others")
         if operations > MAX_OPERATIONS or values > MAX_VALUES:

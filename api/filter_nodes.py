@@ -44,7 +44,8 @@ _ARITY = {
     "between": 3,
 }
 
-_LARGEST = 1.7976931348623157e308
+LARGEST = 1.7976931348623157e308
+"""The largest number in double precision."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _BETWEEN_MICROSECONDS = "+"  # behind an instant: after it, and before the next
 _WORLD = Area(shapely.box(-180, -90, 180, 90), ((-180.0, -90.0, 180.0, 90.0),))
@@ -110,7 +111,7 @@ def kinds(node: Node) -> tuple[str, ...]:
     if isinstance(node, bool):
         return ("truth",)
     if isinstance(node, int | float):
-        if not abs(node) <= _LARGEST:
+        if not abs(node) <= LARGEST:
             raise refused("a number is finite and within double precision", node)
         return ("number",)
     if isinstance(node, str):

@@ -247,10 +247,9 @@ class _Compiler:
         name = property_name(node)
         if name is not None:
             return Listed(items.c.properties, name)
-        if not isinstance(node, list):
-            raise refused("A_ functions take properties and arrays", node)
         pieces: list[str | Value] = ["["]
-        for n, member in enumerate(node):
+        # In text an array of one may come as its member: it is but in parentheses.
+        for n, member in enumerate(node if isinstance(node, list) else [node]):
             for piece in ("," if n else "", self.encoded(member)):
                 if isinstance(piece, str) and isinstance(pieces[-1], str):
                     pieces[-1] += piece
@@ -284,7 +283,7 @@ class _Compiler:
             return sa.cast(func.to_jsonb(value), sa.Text())
         if kind == "truth":
             return sa.case((value, "true"), (not_(value), "false"))
-        return func.json_quote(value, type_=sa.Text())
+        return func.nullif(func.json_quote(value, type_=sa.Text()), "null")
 
     def in_space(self, name: str, left: Node, right: Node) -> Condition:
         if name == "s_disjoint":

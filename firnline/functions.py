@@ -28,7 +28,7 @@ from firnline.geohash import geohash
 
 _WKB_POINT = struct.Struct("<BIdd")  # byte order, type, x, y: a tenth of the time of GEOS's writer
 _SMALLEST, _LARGEST = 1e-150, 1e150
-_LARGEST_LN = 345  # ln(1e150)
+_LARGEST_LN = 346  # ln(1e150), and a little
 
 DAY = ("T00:00:00.000000Z", "T23:59:59.999999Z")
 """What the first and the last microsecond of a date have behind it."""

@@ -244,7 +244,7 @@ predicates = st.one_of(
     applied("between", sure_numbers, sure_numbers, sure_numbers),
     applied("in", prop("m"), st.lists(literal_numbers, min_size=1, max_size=4)),
     applied("in", prop("t", "id"), st.lists(literal_texts, min_size=1, max_size=4)),
-    applied("in", prop("n", "s"), st.lists(literal_numbers, max_size=3).map(lambda v: [*v, 1, "abc", True])),
+    applied("in", prop("n", "s"), literal_numbers.map(lambda n: [n, 1, "abc", True])),
     applied("like", texts, patterns | applied("casei", patterns)),
     applied("isNull", prop("n", "s", "b", "l", "d", "id", "missing", "datetime") | numbers | texts),
     applied("a_contains a_containedBy a_equals a_overlaps", lists, lists),
