@@ -11,6 +11,7 @@ from firnline.cli.cache import list_stored, show_stored
 from firnline.cli.catalog import harvest
 from firnline.cli.console import err
 from firnline.cli.database import migrate, status
+from firnline.cli.installation import opened
 from firnline.cli.materialise import materialise
 from firnline.cli.serve import demo, serve, worker
 from firnline.errors import FirnlineError, InputError
@@ -34,7 +35,8 @@ app.add_typer(cache_app, name="cache")
 def main() -> NoReturn:
     """Run the command line; errors that are meant for people are one line and an exit code."""
     try:
-        app(standalone_mode=True)
+        with opened:
+            app(standalone_mode=True)
     except InputError as error:
         err.print(f"error: {error}", markup=False)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -26,13 +27,26 @@ def load_settings() -> Settings:
     return settings
 
 
+opened = ExitStack()
+"""Databases that a command has opened; closed when it ends, however it does."""
+
+
 def open_database(settings: Settings, *, migrated: bool = True) -> Engine:
     """The database of the settings, unless told otherwise with its schema up to date."""
-    from firnline.database import connect, migrate
+    from firnline.database import migrate
 
-    engine = connect(settings.database)
+    engine = open_url(settings.database)
     if migrated:
         migrate(engine)
+    return engine
+
+
+def open_url(url: str) -> Engine:
+    """A database as it is."""
+    from firnline.database import connect
+
+    engine = connect(url)
+    opened.callback(engine.dispose)
     return engine
 
 

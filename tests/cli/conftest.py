@@ -52,7 +52,11 @@ def firn(
     monkeypatch.setattr("firnline.logs.configure", lambda settings: None)
     capsys.readouterr()
 
-    def run(*arguments: object, settings: Settings | None = None) -> Answer:
+    def run(
+        *arguments: object, settings: Settings | None = None, database: str | None = None
+    ) -> Answer:
+        if database is not None:
+            monkeypatch.setenv("FIRNLINE_DATABASE_URL", database)
         if settings is not None:
             monkeypatch.setenv("FIRNLINE_DATA_DIR", str(settings.data_dir))
             monkeypatch.setenv("FIRNLINE_ALLOWED_SOURCES", ",".join(settings.allowed_sources))
