@@ -40,6 +40,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/harvest.py
 	$(BIN)/python benchmarks/materialise.py
 	$(BIN)/python benchmarks/pairs.py
+	$(BIN)/python benchmarks/exchange.py
 
 # Pins for every platform and Python version, without addresses.
 constraints:

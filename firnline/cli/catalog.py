@@ -1,7 +1,9 @@
-"""What brings items into the catalog: ``harvest``."""
+"""The catalog: ``harvest``, ``catalog export`` and ``catalog import``."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,3 +62,77 @@ def harvest(
         return
     for line in report.lines() + ([] if deeper is None else deeper.lines()):
         out.print(line, markup=False)
+
+
+def export_items(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Where to; .parquet is stac-geoparquet, .ndjson (.gz) an item a line."),
+    ],
+    collection_ids: Annotated[
+        list[str] | None,
+        typer.Option("--collection-id", metavar="ID", help="Only this collection; several times."),
+    ] = None,
+    collections: Annotated[
+        bool,
+        typer.Option(
+            "--collections",
+            help="Also write each collection as a JSON file beside; .parquet has them inside.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the catalog's items to a file, for other tools or another catalog."""
+    from firnline.indexer.exports import export_catalog
+
+    settings = load_settings()
+    engine = open_database(settings)
+    with phases(as_json) as progress:
+        done = export_catalog(
+            engine,
+            file,
+            only=collection_ids or (),
+            beside=collections,
+            public_url=settings.public_url,
+            progress=progress,
+        )
+    if as_json:
+        print_json(asdict(done))
+        return
+    for name, count in done.collections.items():
+        out.print(f"{name}: {count:,} items", markup=False)
+    for name, count in done.left_out.items():
+        out.print(f"left out of {count:,} items: {name} (NDJSON keeps it)", markup=False)
+    out.print(f"{done.file}: {done.bytes / 1e6:.1f} MB", markup=False)
+
+
+def import_items(
+    file: Annotated[
+        Path, typer.Argument(help="STAC items: stac-geoparquet (.parquet) or NDJSON (.ndjson).")
+    ],
+    collection: Annotated[
+        list[Path] | None,
+        typer.Option("--collection", metavar="FILE", help="A STAC collection; several times."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put STAC items of a file into the catalog."""
+    from firnline.indexer.imports import import_catalog
+
+    settings = load_settings()
+    engine = open_database(settings)
+    with phases(as_json) as progress:
+        done = import_catalog(
+            engine,
+            file,
+            collection_files=collection or (),
+            public_url=settings.public_url,
+            progress=progress,
+        )
+    if as_json:
+        print_json(done.to_dict())
+    else:
+        for line in done.lines():
+            out.print(line, markup=False)
+    if done.failures and not done.counts:
+        raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from firnline.cli.cache import list_stored, show_stored
-from firnline.cli.catalog import harvest
+from firnline.cli.catalog import export_items, harvest, import_items
 from firnline.cli.console import err
 from firnline.cli.database import migrate, status
 from firnline.cli.installation import opened
@@ -25,6 +25,11 @@ app = typer.Typer(
 )
 for command in (migrate, harvest, materialise, serve, worker, demo, status):
     app.command()(command)
+
+catalog_app = typer.Typer(help="The catalog as a file.", no_args_is_help=True)
+catalog_app.command("export")(export_items)
+catalog_app.command("import")(import_items)
+app.add_typer(catalog_app, name="catalog")
 
 cache_app = typer.Typer(help="The materialised subsets: what is stored.", no_args_is_help=True)
 cache_app.command("list")(list_stored)

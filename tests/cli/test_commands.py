@@ -28,7 +28,9 @@ def test_bad_usage(firn: Run, arguments: list[str]) -> None:
 def test_help_and_no_arguments(firn: Run) -> None:
     answer = firn("--help")
     assert answer.code == 0
-    commands = {"harvest", "materialise", "migrate", "serve", "worker", "status", "demo", "cache"}
+    commands = {
+        "harvest", "materialise", "migrate", "serve", "worker", "status", "demo", "cache", "catalog"
+    }  # fmt: skip
     assert commands <= set(re.findall(r"^\s+│?\s*([a-z]+)\s", answer.out, re.MULTILINE))
     for command in sorted(commands):
         assert firn(command, "--help").code == 0
