@@ -149,6 +149,15 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """As :func:`reading`, and no statement sees more than the first one did, on PostgreSQL too."""
+    if engine.dialect.name == "postgresql":
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    with reading(engine) as connection:
+        yield connection
+
+
+@contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction that writes: all of it is kept, or nothing."""
     with _translated(), engine.execution_options(firnline_writes=True).begin() as connection:
@@ -268,16 +277,35 @@ def _put_sqlite(connection: Connection, columns: Sequence[Sequence[Any]], footpr
     connection.exec_driver_sql(_PUT_SQLITE, written)
     if known:
         _delete_boxes(connection, list(known.values()))
+    _put_boxes(connection, [keys[id] for id in ids], columns[2], columns[3], footprints)
+
+
+def _put_boxes(
+    connection: Connection,
+    keys: Sequence[int],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    footprints: Any,
+) -> None:
+    """Boxes of items that have none, from their keys, times (microseconds) and outlines."""
     boxes = []
     bounds = shapely.bounds(footprints).tolist()
-    for id, start, end, box, footprint in zip(
-        ids, columns[2], columns[3], bounds, footprints, strict=True
-    ):
+    for key, start, end, box, footprint in zip(keys, starts, ends, bounds, footprints, strict=True):
         days = (start - _YEAR_2000) / _DAY, (end - _YEAR_2000) / _DAY
         whole = box[0] > -180 or box[2] < 180
         for n, (west, south, east, north) in enumerate([box] if whole else item_boxes(footprint)):
-            boxes.append((2 * keys[id] + n, west, east, south, north, *days))
+            boxes.append((2 * key + n, west, east, south, north, *days))
     connection.exec_driver_sql(_PUT_BOXES, boxes)
+
+
+def index_boxes(connection: Connection) -> None:
+    """Make the R*Tree from the items, where they came in by another way than :func:`put_items`."""
+    chosen = select(items.c.key, items.c.start_datetime, items.c.end_datetime, items.c.footprint)
+    rows = connection.execute(chosen.where(LIVING), execution_options={"yield_per": _BATCH})
+    for batch in rows.partitions():
+        keys, starts, ends, footprints = zip(*batch, strict=True)
+        first, last = ([to_microseconds(at) for at in column] for column in (starts, ends))
+        _put_boxes(connection, keys, first, last, shapely.from_wkb(footprints))
 
 
 def _keys(connection: Connection, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:

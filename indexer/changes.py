@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import orjson
 import shapely
 from sqlalchemy import Connection, select
@@ -22,6 +24,7 @@ STRIDE = 500
 """Rows between two reports of progress."""
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 _SUMMARISED = ("proj:code", "version", "rgi", "temporal_coverage_type", "itslive:region")
 
@@ -131,6 +134,15 @@ def write(connection: Connection, changes: Sequence[Change], progress: Progress)
     progress("store", total, total)
 
 
+def counted(rows: Iterable[T], total: int, phase: str, progress: Progress) -> Iterator[T]:
+    """The rows, and now and then how many went by; `total` is 0 where it is not known."""
+    for done, row in enumerate(rows):
+        if done % STRIDE == 0:
+            progress(phase, done, total)
+        yield row
+    progress(phase, total, total)
+
+
 def put_extent(connection: Connection, name: str) -> None:
     """Bring a collection's extent and summaries to what its items are."""
     put_collections(connection, [(name, encode(collection(name, _extent(connection, name))))])
@@ -140,17 +152,24 @@ def _extent(connection: Connection, name: str) -> Extent | None:
     chosen = select(
         items.c.footprint, items.c.content, items.c.start_datetime, items.c.end_datetime
     ).where(items.c.collection == name, LIVING)
-    rows = connection.execute(chosen).all()
-    if not rows:
+    boxes, times = [], []
+    values: dict[str, set[str]] = {key: set() for key in _SUMMARISED}
+    rows = connection.execute(chosen, execution_options={"yield_per": STRIDE})
+    for batch in rows.partitions():
+        boxes.append(shapely.total_bounds(shapely.from_wkb([row[0] for row in batch])))
+        times += [min(row[2] for row in batch), max(row[3] for row in batch)]
+        for row in batch:
+            properties = orjson.loads(row[1])["properties"]
+            for key in _SUMMARISED:
+                if properties.get(key) is not None:
+                    values[key].add(properties[key])
+    if not boxes:
         return None
-    west, south, east, north = shapely.total_bounds(shapely.from_wkb([row[0] for row in rows]))
-    properties = [orjson.loads(row[1])["properties"] for row in rows]
+    west, south = np.min(boxes, axis=0)[:2]
+    east, north = np.max(boxes, axis=0)[2:]
     return Extent(
         bbox=(float(west), float(south), float(east), float(north)),
-        start=min(row[2] for row in rows),
-        end=max(row[3] for row in rows),
-        summaries={
-            key: sorted({values[key] for values in properties if values.get(key) is not None})
-            for key in _SUMMARISED
-        },
+        start=min(times),
+        end=max(times),
+        summaries={key: sorted(found) for key, found in values.items()},
     )

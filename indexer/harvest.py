@@ -6,7 +6,7 @@ harvest that fails, or is killed, leaves the catalog as it was. There is one at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from firnline import runs
-from firnline.database import ItemRow, reading, writing
+from firnline.database import reading, writing
 from firnline.document import Document, Validators, read_document
 from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
 from firnline.indexer.catalog import Failure, read_catalog
-from firnline.indexer.changes import STRIDE, compare, refuse_losses, stored_rows, write
+from firnline.indexer.changes import compare, counted, refuse_losses, stored_rows, write
 from firnline.indexer.presence import Files
 from firnline.indexer.report import Counts, Report
 from firnline.indexer.rows import Mosaic, composites, cube_rows, mosaic_candidates
@@ -178,7 +178,7 @@ def _harvest(run: _Run) -> Report:
     if run.deep:
         files.ask(composites(found), run.started, phase="composites", everything=run.force)
     made = cube_rows(run.engine, found, files.known, last_year=run.started.year)
-    rows = {CUBES: list(_counted(made, len(found), "items", run.progress))}
+    rows = {CUBES: list(counted(made, len(found), "items", run.progress))}
     owners: dict[str, Sequence[str]] = {CUBES: run.sources}
     candidates: list[Mosaic] = []
     if run.mosaics:
@@ -189,8 +189,8 @@ def _harvest(run: _Run) -> Report:
             _look(run, candidates, files)
         there = (row for each in candidates if (row := each.row(files.known)) is not None)
         # Of two roots that have the same mosaic, the later one is taken, as with cubes.
-        counted = _counted(there, len(candidates), "mosaics", run.progress)
-        rows[MOSAICS] = list({row.id: row for row in counted}.values())
+        shown = counted(there, len(candidates), "mosaics", run.progress)
+        rows[MOSAICS] = list({row.id: row for row in shown}.values())
 
     urls = {file.url for mosaic in candidates for file in mosaic.files()}
     urls |= {file.url for file in composites(found)}
@@ -276,13 +276,3 @@ def _records(source: str, data: bytes) -> tuple[list[CubeRecord], list[Failure]]
         return read_catalog(data)
     except CatalogError as error:
         raise CatalogError(f"{source}: {error}") from None
-
-
-def _counted(
-    rows: Iterable[ItemRow], total: int, phase: str, progress: Progress
-) -> Iterator[ItemRow]:
-    for done, row in enumerate(rows):
-        if done % STRIDE == 0:
-            progress(phase, done, total)
-        yield row
-    progress(phase, total, total)

@@ -26,6 +26,12 @@ class Counts:
     """Retired ones that their source has again."""
 
 
+def total(counts: Mapping[str, Counts]) -> Counts:
+    """The sum over the collections."""
+    rows = [asdict(each) for each in counts.values()]
+    return Counts(**{name: sum(row[name] for row in rows) for name in asdict(Counts())})
+
+
 @dataclass(frozen=True)
 class Report:
     """What a harvest did, or in a dry run would do."""
@@ -70,8 +76,7 @@ class Report:
     @property
     def total(self) -> Counts:
         """The sum over the collections."""
-        rows = [asdict(counts) for counts in self.counts.values()]
-        return Counts(**{name: sum(row[name] for row in rows) for name in asdict(Counts())})
+        return total(self.counts)
 
     @property
     def added(self) -> int:

@@ -37,7 +37,7 @@ class StacSchemas:
 
     def __init__(self, folder: Path = SCHEMAS) -> None:
         index = json.loads((folder / "index.json").read_text())
-        self._contents = {
+        self.contents = {
             url.rstrip("#"): json.loads((folder / entry["file"]).read_text())
             for url, entry in index.items()
             if entry["file"].endswith(".json")
@@ -45,14 +45,14 @@ class StacSchemas:
         self._registry: Registry[Any] = Registry().with_resources(
             [
                 (url, Resource.from_contents(content, default_specification=DRAFT7))
-                for url, content in self._contents.items()
+                for url, content in self.contents.items()
             ]
         )
         self._validators: dict[str, Draft7Validator] = {}
 
     def _validator(self, url: str) -> Draft7Validator:
         if url not in self._validators:
-            self._validators[url] = Draft7Validator(self._contents[url], registry=self._registry)
+            self._validators[url] = Draft7Validator(self.contents[url], registry=self._registry)
         return self._validators[url]
 
     def problems(self, document: dict[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ def test_the_wheel_holds_firnline_and_nothing_else(wheel: Path, tracked: list[st
     }
     packed = {name for name in names if name.startswith("firnline/") and not name.endswith("/")}
     assert packed == expected
-    assert {"firnline/py.typed", "firnline/migrations/env.py", "firnline/cli.py"} <= packed
+    assert {"firnline/py.typed", "firnline/migrations/env.py", "firnline/cli/commands.py"} <= packed
     assert any(name.startswith("firnline/migrations/versions/r0001") for name in packed)
     assert not [name for name in packed if "test" in name]
     assert "License-Expression: MIT" in about
@@ -88,7 +88,7 @@ def test_the_sdist_holds_each_source_once(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = [member.name.split("/", 1)[1] for member in archive if member.isfile()]
-    assert "firnline/cli.py" in names
+    assert "firnline/cli/commands.py" in names
     assert "LICENSE" in names
     assert len(names) == len(set(names))
 

@@ -1,0 +1,5 @@
+"""``python -m firnline.cli``."""
+
+from firnline.cli.commands import main
+
+main()

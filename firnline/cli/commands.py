@@ -1,0 +1,51 @@
+"""All commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from firnline.cli.cache import list_stored, show_stored
+from firnline.cli.catalog import export_items, harvest, import_items
+from firnline.cli.console import err
+from firnline.cli.database import migrate, status
+from firnline.cli.installation import opened
+from firnline.cli.materialise import materialise
+from firnline.cli.serve import demo, serve, worker
+from firnline.errors import FirnlineError, InputError
+
+app = typer.Typer(
+    name="firnline",
+    help="A STAC catalog and a local data cache for NASA's ITS_LIVE glacier velocities.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (migrate, harvest, materialise, serve, worker, demo, status):
+    app.command()(command)
+
+catalog_app = typer.Typer(help="The catalog as a file.", no_args_is_help=True)
+catalog_app.command("export")(export_items)
+catalog_app.command("import")(import_items)
+app.add_typer(catalog_app, name="catalog")
+
+cache_app = typer.Typer(help="The materialised subsets: what is stored.", no_args_is_help=True)
+cache_app.command("list")(list_stored)
+cache_app.command("show")(show_stored)
+app.add_typer(cache_app, name="cache")
+
+
+def main() -> NoReturn:
+    """Run the command line; errors that are meant for people are one line and an exit code."""
+    try:
+        with opened:
+            app(standalone_mode=True)
+    except InputError as error:
+        err.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except FirnlineError as error:
+        err.print(f"error: {error}", markup=False)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,158 @@
+"""``materialise``: the job of the HTTP process, from the shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from firnline.cli.console import Json, err, percent, print_json, print_pairs
+from firnline.cli.installation import load_settings, open_database
+from firnline.cli.interrupt import stop_on_signal
+from firnline.errors import InputError
+
+
+def materialise(
+    bbox: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(help="West south east north, in the units of --crs.", metavar="W S E N"),
+    ] = None,
+    aoi: Annotated[
+        Path | None, typer.Option(help="File with the area: GeoJSON, GeoPackage, Shapefile.")
+    ] = None,
+    crs: Annotated[
+        str | None, typer.Option(help="CRS of --bbox (default OGC:CRS84), as EPSG:3413.")
+    ] = None,
+    datetime: Annotated[
+        str, typer.Option(help="Period of the pairs' mid-dates, as 2018-01-01/2020-12-31.")
+    ] = "../..",
+    variables: Annotated[str, typer.Option(help="Comma-separated.")] = "vx,vy,v_error",
+    collection: Annotated[str, typer.Option(help="Collection to read.")] = "itslive-cubes",
+    satellites: Annotated[str, typer.Option(help="Comma-separated, as L8,S2.")] = "",
+    min_dt: Annotated[float | None, typer.Option(help="Least days between the images.")] = None,
+    max_dt: Annotated[float | None, typer.Option(help="Most days between the images.")] = None,
+    composite: Annotated[str, typer.Option(help="P1Y, P1M, PnY, PnM, all or none.")] = "P1Y",
+    strain: Annotated[bool, typer.Option(help="Strain rates of the composites.")] = True,
+    length_scale: Annotated[
+        float, typer.Option(help="Half length of the strain window, metres.")
+    ] = 500.0,
+    strain_method: Annotated[
+        str, typer.Option(help="plane, nominal or logarithmic strain rates.")
+    ] = "plane",
+    strain_gaps: Annotated[
+        str, typer.Option(help="Where pixels are missing: fit to the others, or strict.")
+    ] = "fit",
+    ice_temperature: Annotated[
+        float | None, typer.Option(help="Kelvin: von Mises stresses at this temperature.")
+    ] = None,
+    out_crs: Annotated[str | None, typer.Option(help="CRS of the result.")] = None,
+    format: Annotated[str, typer.Option(help="Zarr version: v3 or v2.")] = "v3",
+    pairs: Annotated[bool, typer.Option(help="Store the image pairs.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Do the job here; --no-wait leaves it to a worker.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Materialise an area and a period into one local store with composites and strain rates."""
+    from firnline.cache import worker
+    from firnline.cache.materialise import plan_request
+    from firnline.cache.opening import ask, check, subset_folder
+    from firnline.cache.request import Request
+
+    settings = load_settings()
+    inputs: dict[str, Any] = {
+        **_area(bbox, aoi, crs),
+        "datetime": datetime,
+        "variables": _words(variables),
+        "collection": collection,
+        "satellites": _words(satellites),
+        "composite": None if composite == "none" else composite,
+        "strain": {
+            "method": strain_method,
+            "length_scale": length_scale,
+            "gaps": strain_gaps,
+            "ice_temperature": ice_temperature,
+        }
+        if strain and composite != "none"
+        else False,
+        "out_crs": out_crs,
+        "format": format,
+        "pairs": pairs,
+    }
+    if min_dt is not None or max_dt is not None:
+        inputs["dt_days"] = [min_dt or 0.0, 1e6 if max_dt is None else max_dt]
+    request = Request.parse(inputs, settings)
+    engine = open_database(settings)
+    if dry_run:
+        check(engine, request)
+        summary = plan_request(engine, settings, request, only_plan=True).summary()
+        if as_json:
+            print_json(summary)
+        else:
+            print_pairs(summary)
+        return
+    job = ask(engine, settings, request)
+    if wait:
+        with stop_on_signal() as stop, percent(as_json) as shown:
+            job = worker.finish(engine, settings, job, stop=stop, shown=shown)
+    answer: dict[str, Any] = {
+        "job": job.id,
+        "status": job.status,
+        "message": job.message,
+        "item": job.subset,
+    }
+    if job.subset is not None:
+        answer["folder"] = str(subset_folder(engine, settings, job.subset))
+    if as_json:
+        print_json(answer)
+    elif job.status != "failed":
+        print_pairs({name: value for name, value in answer.items() if value is not None})
+    if wait and job.status != "successful":
+        if job.status == "failed":
+            err.print(f"error: {job.message}", markup=False)
+        raise typer.Exit(1)
+
+
+def _area(
+    bbox: tuple[float, float, float, float] | None, aoi: Path | None, crs: str | None
+) -> dict[str, Any]:
+    if (bbox is None) == (aoi is None):
+        raise InputError("give the area by one of --bbox W S E N and --aoi FILE")
+    if bbox is not None:
+        return {"bbox": bbox, "crs": crs or "OGC:CRS84"}
+    assert aoi is not None
+    return _read_area(aoi, crs)
+
+
+def _read_area(path: Path, crs: str | None) -> dict[str, Any]:
+    """The union of a file's polygons, in the file's own CRS."""
+    import geopandas
+    import shapely
+    from pyogrio.errors import DataSourceError
+
+    from firnline.crs import crs_code, parse_crs
+
+    try:
+        frame = geopandas.read_file(path)
+    except (DataSourceError, OSError, ValueError) as error:
+        raise InputError(f"--aoi {path}: {error}") from None
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise InputError(f"--aoi {path} has no geometry; accepted: GeoJSON, GeoPackage, Shapefile")
+    if crs is not None and frame.crs is not None and frame.crs != parse_crs(crs):
+        raise InputError(f"--aoi {path} says itself that its CRS is {crs_code(frame.crs)}")
+    area = shapely.make_valid(frame.geometry.union_all())
+    if area.geom_type not in ("Polygon", "MultiPolygon"):
+        raise InputError(f"--aoi {path} holds {area.geom_type}; accepted are polygons")
+    if crs is None and frame.crs is None:
+        raise InputError(f"--aoi {path} does not say its CRS: give --crs")
+    return {
+        "geometry": json.loads(shapely.to_geojson(area)),
+        "crs": crs or crs_code(frame.crs),
+    }
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
