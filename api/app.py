@@ -82,10 +82,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         docs_url="/api.html",
         redoc_url=None,
         lifespan=lifespan,
-        responses={
-            status: {"description": text, "content": {errors.MEDIA_TYPE: {}}}
-            for status, text in (("4XX", "Refused, with the reason"), ("5XX", "Failed"))
-        },
+        responses={**errors.RESPONSES},
     )
     api = StacApi(
         app=app,

@@ -37,6 +37,35 @@ STATUS: Mapping[type[Exception], int] = {
 }
 """Status of each class of error; a class that is not here has that of its nearest ancestor."""
 
+PROBLEM: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance"],
+    "properties": {
+        "type": {"type": "string", "description": "URI of the kind, about:blank if of none."},
+        "title": {"type": "string", "description": "The kind in words."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string", "description": "What was wrong, and what is accepted."},
+        "instance": {"type": "string", "description": "Path of the request."},
+        "error": {"type": "string", "description": "Class of the error."},
+        "errors": {
+            "type": "array",
+            "description": "What was wrong in each parameter.",
+            "items": {
+                "type": "object",
+                "required": ["parameter", "in", "reason"],
+                "properties": {name: {"type": "string"} for name in ("parameter", "in", "reason")},
+            },
+        },
+    },
+}
+"""JSON Schema of problem details (RFC 9457, appendix A), as they are here."""
+
+RESPONSES: Mapping[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {MEDIA_TYPE: {"schema": PROBLEM}}}
+    for status, text in (("4XX", "Refused, with the reason"), ("5XX", "Failed"))
+}
+"""What any operation may answer, for the OpenAPI description."""
+
 _log = logging.getLogger(__name__)
 _INTERNAL = "something went wrong in the server; its log has the details"
 _DATABASE = "the catalog's database does not answer now; try again in a moment"

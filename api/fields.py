@@ -16,7 +16,8 @@ _DEFAULT = (
     "type", "stac_version", "geometry", "bbox", "links", "assets",
     "properties.datetime", "properties.start_datetime", "properties.end_datetime",
 )  # fmt: skip
-_ALWAYS = ("id", "collection")  # what tells an item; the extension allows such a minimum
+_ALWAYS = ("type", "stac_version", "id", "collection")
+"""What tells that it is an item, and which; the extension allows such a minimum."""
 _MOST = 200
 
 
@@ -31,16 +32,22 @@ class Fields:
     exclude: frozenset[tuple[str, ...]]
 
     @classmethod
-    def of(cls, include: Iterable[str], exclude: Iterable[str]) -> Fields:
-        """From names, with or without ``properties.``; of none at all, a minimal valid item's."""
-        wanted, unwanted = [*include], [*exclude]
+    def of(
+        cls, include: Iterable[str], exclude: Iterable[str], *, default: bool = False
+    ) -> Fields:
+        """From names, with or without ``properties.``; of none at all, a minimal valid item's.
+
+        With `default` it is that minimal item, too, which what is in `exclude` is taken from if
+        nothing is in `include`.
+        """
+        wanted, unwanted = {*map(_path, include)}, {*map(_path, exclude)}
         if len(wanted) + len(unwanted) > _MOST:
             raise InputError(f"fields takes {_MOST} names at most")
-        if not wanted and not unwanted:
-            wanted = [*_DEFAULT]
-        if wanted:
-            wanted += _ALWAYS
-        return cls(frozenset(map(_path, wanted)), frozenset(map(_path, unwanted)))
+        if not wanted and (default or not unwanted):
+            wanted = {path for path in map(_path, _DEFAULT) if not _within(path, unwanted)}
+        elif not wanted:
+            return cls(frozenset(), frozenset(unwanted))
+        return cls(frozenset(wanted | {*map(_path, _ALWAYS)}), frozenset(unwanted))
 
     def has(self, name: str) -> bool:
         """Whether a member of the item itself leaves."""
@@ -77,6 +84,11 @@ class Fields:
             for rules in (self.include, self.exclude)
             for rule in rules
         )
+
+
+def _within(path: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> bool:
+    """Whether a path is one of the others, or below one."""
+    return any(path[: len(other)] == other for other in others)
 
 
 def _path(name: str) -> tuple[str, ...]:

@@ -70,7 +70,14 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
     root = settings.cache_dir / "subsets"
 
     @router.head("/files/{subset}/{generation}/{path:path}", include_in_schema=False)
-    @router.get("/files/{subset}/{generation}/{path:path}")
+    @router.get(
+        "/files/{subset}/{generation}/{path:path}",
+        response_class=Response,
+        responses={
+            200: {"description": "The file", "content": {"*/*": {}}},
+            206: {"description": "The bytes of the Range", "content": {"*/*": {}}},
+        },
+    )
     def get_file(subset: str, generation: str, path: str, request: Request) -> Response:
         """A file of a subset: whole, or the bytes of a Range (RFC 9110, 14)."""
         missing = NotFoundError(f"there is no file {request.url.path[:300]}")

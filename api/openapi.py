@@ -1,4 +1,6 @@
-"""The OpenAPI description in version 3.0, which OGC's `oas30` classes and QGIS ask for.
+"""The OpenAPI description: completed, and in version 3.0.
+
+Version 3.0 is what OGC's `oas30` classes and QGIS ask for.
 
 FastAPI writes 3.1, whose schemas are JSON Schema 2020-12; those of 3.0 are an older dialect: no
 type `null` but ``nullable``, one ``example``, no ``const``, no tuples, and exclusive bounds as
@@ -7,20 +9,60 @@ booleans beside the bounds.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 
+from firnline.api.links import GEOJSON
+
 VERSION = "3.0.3"
+_COUNT = {"type": "integer", "minimum": 0}
+PAGE: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["type", "features", "links", "numberMatched", "numberReturned"],
+    "properties": {
+        "type": {"type": "string", "enum": ["FeatureCollection"]},
+        "features": {
+            "type": "array",
+            "description": "STAC items, with the members that `fields` asks for.",
+            "items": {"type": "object"},
+        },
+        "links": {"type": "array", "items": {"type": "object", "required": ["rel", "href"]}},
+        "numberMatched": _COUNT,
+        "firnline:numberMatchedError": {
+            **_COUNT,
+            "description": "There if numberMatched is an estimate: how far off it may be.",
+        },
+        "numberReturned": _COUNT,
+    },
+}
+"""JSON Schema of a page of items."""
 _NULL = {"type": "null"}
 
 
 def install(app: FastAPI) -> None:
     """Let the application describe itself so; after all routes are there."""
     described = app.openapi
-    app.openapi = functools.cache(lambda: downgraded(described()))  # type: ignore[method-assign]
+    app.openapi = functools.cache(  # type: ignore[method-assign]
+        lambda: downgraded(completed(described()))
+    )
+
+
+def completed(description: Mapping[str, Any]) -> dict[str, Any]:
+    """With what the frameworks don't know: 304 of every GET, and what `fields` does to a page."""
+    out = copy.deepcopy(dict(description))
+    for path in out["paths"].values():
+        for method, operation in path.items():
+            responses = operation["responses"]
+            if method == "get":
+                responses["304"] = {"description": "The client has it (If-None-Match)"}
+            page = responses.get("200", {}).get("content", {}).get(GEOJSON, {})
+            if page.get("schema", {}).get("$ref", "").endswith("/ItemCollection"):
+                page["schema"] = PAGE
+    return out
 
 
 def downgraded(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from firnline.api import paging, parameters
+from firnline.api.errors import RESPONSES
 from firnline.api.instants import parse_datetime
 from firnline.api.links import GEOJSON, JSON, Base, JSONBytes, Link
 from firnline.database import get_item, reading
@@ -92,7 +93,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         response_class=Response,
         responses={
             200: {"content": {JSON: {}, PARQUET: {}}},
-            409: {"description": "The cube has not been read yet"},
+            409: {**RESPONSES["4XX"], "description": "The cube has not been read yet"},
         },
     )
     def get_pairs(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import attr
 import orjson
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from stac_fastapi.types.search import APIRequest
 from starlette.requests import Request
 
@@ -185,6 +185,16 @@ class FieldNames(BaseModel):
     exclude: list[str] | None = None
 
 
+def _listed(value: object) -> object:
+    """One text is a list as in the query of a GET; stac-api-validator sends such bodies."""
+    return words(value) if isinstance(value, str) else value
+
+
+_Texts = Annotated[
+    list[str], Field(max_length=_LONGEST_LIST), BeforeValidator(_listed, list[str] | str)
+]
+
+
 class MatchBody(BaseModel):
     """The part of a search's body that tells which items match.
 
@@ -194,8 +204,8 @@ class MatchBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    collections: list[str] | None = Field(None, max_length=_LONGEST_LIST)
-    ids: list[str] | None = Field(None, max_length=_LONGEST_LIST)
+    collections: _Texts | None = Field(None, description=_COLLECTIONS.description)
+    ids: _Texts | None = Field(None, description=_IDS.description)
     bbox: list[float] | None = Field(None, description=_BBOX.description)
     bbox_crs: str | None = Field(None, alias="bbox-crs", description=_BBOX_CRS.description)
     intersects: dict[str, Any] | None = Field(None, description=_INTERSECTS.description)
@@ -215,7 +225,7 @@ class SearchBody(MatchBody):
 
     limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
     sortby: list[SortField] | None = Field(None, description=_SORTBY.description)
-    fields: FieldNames | None = Field(None, description=_FIELDS.description)
+    fields: FieldNames = Field(default_factory=FieldNames, description=_FIELDS.description)
     token: str | None = Field(None, description=_TOKEN.description)
 
 
@@ -236,9 +246,9 @@ def as_body(given: Mapping[str, Any], body: type[Body]) -> Body:
         "aggregations": words,
     }
     values = {
-        name: read[name](value) if name in read and value is not None else value
+        name: read[name](value) if name in read else value
         for name, value in given.items()
-        if name in body.model_fields
+        if name in body.model_fields and value is not None
     }
     return body.model_validate(values)
 
@@ -269,9 +279,12 @@ def matching(asked: MatchBody) -> Search:
 
 def fields(asked: SearchBody) -> Fields | None:
     """The members that items are answered with; None for all."""
-    if asked.fields is None:
+    if "fields" not in asked.model_fields_set:
         return None
-    return Fields.of(asked.fields.include or (), asked.fields.exclude or ())
+    include, exclude = asked.fields.include or (), asked.fields.exclude or ()
+    # An empty include beside exclude means the default members, no include all members (Fields
+    # extension, "Include/Exclude Semantics").
+    return Fields.of(include, exclude, default="include" in asked.fields.model_fields_set)
 
 
 def _area(asked: MatchBody) -> area.Area | None:
@@ -342,10 +355,11 @@ def _sort_fields(text: str) -> list[dict[str, str]]:
 
 def _field_names(text: str) -> dict[str, list[str]]:
     names = [name.strip() for name in text.split(",") if name.strip()]
-    return {
+    given = {
         "include": [name.removeprefix("+") for name in names if not name.startswith("-")],
         "exclude": [name[1:] for name in names if name.startswith("-")],
     }
+    return {key: each for key, each in given.items() if each}
 
 
 def _texts(name: str, values: Sequence[str] | None) -> tuple[str, ...]:

@@ -142,7 +142,14 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         links = [base.link("self", here), base.link(REL_EXECUTE, f"{here}/execution")]
         return _json({**_SUMMARIES[process_id], **_ports(process_id), "links": links})
 
-    @router.post("/processes/{process_id}/execution", status_code=201)
+    @router.post(
+        "/processes/{process_id}/execution",
+        status_code=201,
+        responses={
+            200: {"description": "The result, of `echo`"},
+            201: {"description": "The job, of `materialise`"},
+        },
+    )
     def execute(process_id: str, execution: Execution, request: HTTPRequest) -> Response:
         """Run a process (7.11): 201 and a job, or for `echo` 200 and the result."""
         if process_id not in _SUMMARIES:

@@ -11,6 +11,7 @@ from tests.api.conftest import CUBES, Client, box, make_item, put
 
 ITEM: dict[str, Any] = {
     "type": "Feature",
+    "stac_version": "1.1.0",
     "id": "x",
     "collection": CUBES,
     "geometry": {"type": "Point", "coordinates": [0, 0]},
@@ -18,7 +19,7 @@ ITEM: dict[str, Any] = {
     "assets": {"zarr": {"href": "h", "roles": ["data"]}, "cog": {"href": "g"}},
     "links": [],
 }
-WHO = {"id": "x", "collection": CUBES}
+WHO = {"type": "Feature", "stac_version": "1.1.0", "id": "x", "collection": CUBES}
 
 
 @pytest.mark.parametrize(
@@ -29,10 +30,10 @@ WHO = {"id": "x", "collection": CUBES}
         (["properties"], ["properties.nest"], {**WHO, "properties": {"datetime": None, "a": 1}}),
         (["properties.nest.b"], ["properties"], {**WHO, "properties": {"nest": {"b": 2}}}),
         (["assets.zarr.href"], [], {**WHO, "assets": {"zarr": {"href": "h"}}}),
-        ([], ["assets", "links", "geometry", "type"], {**WHO, "properties": ITEM["properties"]}),
+        ([], ["assets", "links", "geometry"], {**WHO, "properties": ITEM["properties"]}),
         (
             [],
-            ["properties", "assets.zarr", "links", "geometry", "type", "id"],
+            ["properties", "assets.zarr", "links", "geometry", "type", "stac_version", "id"],
             {"collection": CUBES, "assets": {"cog": {"href": "g"}}},
         ),
         (["nothing"], [], WHO),
@@ -50,6 +51,26 @@ def test_none_at_all_is_a_minimal_valid_item() -> None:
     assert left == {**ITEM, "properties": {"datetime": None}}
 
 
+def test_an_empty_include_beside_exclude_means_the_default_members(
+    client: Client, engine: Engine
+) -> None:
+    put(engine, [make_item("x", box(0, 0, 1, 1), properties={"a": 1})])
+
+    def left(**fields: Any) -> dict[str, Any]:
+        [item] = client.post("/search", {"fields": fields})["features"]
+        return dict(item)
+
+    assert "geometry" not in left(exclude=["geometry"])
+    assert left(exclude=["geometry"])["properties"]["a"] == 1
+    for include in ([], None):
+        item = left(exclude=["geometry"], include=include)
+        assert item.keys() == {*WHO, "bbox", "properties", "assets", "links"}
+        assert item["properties"].keys() == {"datetime", "start_datetime", "end_datetime"}
+        assert "properties" not in left(exclude=["properties"], include=include)
+    problem = client.problem("POST", "/search", 400, json={"fields": None})
+    assert "fields" in problem["detail"]
+
+
 @pytest.mark.parametrize("name", ["", ".", "properties.", ".a"])
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(InputError, match="fields"):
@@ -59,7 +80,7 @@ def test_names_that_are_none(name: str) -> None:
 def test_over_http(client: Client, engine: Engine) -> None:
     put(engine, [make_item("x", box(0, 0, 1, 1))])
     [item] = client.get("/search", fields="id,links,properties.start_datetime")["features"]
-    assert item.keys() == {"id", "collection", "links", "properties"}
+    assert item.keys() == {*WHO, "links", "properties"}
     assert item["properties"] == {"start_datetime": "2018-01-01T00:00:00Z"}
     assert {link["rel"] for link in item["links"]} >= {"self", "parent", "collection", "root"}
     [item] = client.get(f"/collections/{CUBES}/items", fields="-links,-geometry")["features"]
@@ -68,6 +89,6 @@ def test_over_http(client: Client, engine: Engine) -> None:
     assert item["assets"] == {}
     body = {"fields": {"include": ["bbox"], "exclude": None}}
     [item] = client.post("/search", body)["features"]
-    assert item == {"id": "x", "collection": CUBES, "bbox": [0, 0, 1, 1]}
+    assert item == {**WHO, "bbox": [0, 0, 1, 1]}
     answer = client.http.get("/search", params={"fields": "id"})
     assert answer.headers["content-type"] == "application/geo+json"

@@ -39,7 +39,6 @@ def test_every_kind_of_item_is_valid(harvested: str, request: pytest.FixtureRequ
     kinds = [*(cube.name for cube in judged.mirror.cubes)]
     for version in ("", "_V02"):
         kinds += [f"RGI05A_STATIC{version}", f"RGI05A_ANNUAL_2018{version}"]
-    print(sorted(items))
     kinds += [id for id, item in items.items() if item["collection"] == "subsets"]
     assert len(items) == found["numberMatched"]
     for id in kinds:
@@ -62,35 +61,39 @@ def test_a_wrong_item_is_found(deep: Judged) -> None:
     assert "projection" in told({**item, "properties": properties})[0]["failed_schema"]
 
 
+CLASSES = [
+    *("core", "collections", "features", "item-search"),
+    *("item-search#sort", "item-search#fields", "item-search#filter"),
+    *("features#sort", "features#fields", "features#filter"),
+]
+NORTH = '{"type":"Polygon","coordinates":[[[-180,0],[180,0],[180,90],[-180,90],[-180,0]]]}'
+
+
 @pytest.mark.filterwarnings("ignore:get_all_items is deprecated")  # which the validator calls
 @pytest.mark.parametrize("collection", ["itslive-cubes", "velocity-mosaics", "subsets"])
 def test_stac_api_validator_has_no_errors(deep: Judged, collection: str) -> None:
-    answer = httpx.get(f"{deep.url}/collections/{collection}/items?limit=1").json()
-    found, errors = validate_api(
+    """All it knows, but for query, whose numbers it sends as texts."""
+    items = httpx.get(f"{deep.url}/collections/{collection}/items").json()["features"]
+    classes = set(CLASSES)
+    if any(item["properties"]["datetime"] is None for item in items):
+        classes.remove("item-search#sort")  # it sorts what it got, which None can't be
+    _, errors = validate_api(
         root_url=deep.url,
-        ccs_to_validate=[
-            "core",
-            "collections",
-            "features",
-            "item-search",
-            "item-search#sort",
-            "item-search#fields",
-            "item-search#filter",
-            "features#sort",
-            "features#fields",
-            "features#filter",
-        ],
+        ccs_to_validate=[each for each in CLASSES if each in classes],
         collection=collection,
-        geometry='{"type":"Polygon","coordinates":[[[-180,0],[180,0],[180,90],[-180,90],[-180,0]]]}',
+        geometry=NORTH,
         auth_bearer_token=None,
         auth_query_parameter=None,
         fields_nested_property="properties.proj:code",
-        validate_pagination=True,
+        validate_pagination=len(items) > 1,
         query_config=QueryConfig(*[None] * 13),
         transaction_collection=None,
         headers=None,
         open_assets_urls=False,
     )
-    print("WARN", *found.values() if hasattr(found, "values") else found, sep="\n  ")
-    print("ERR", *errors, sep="\n  ")
-    assert not errors
+    assert list(errors) == []
+
+
+def test_the_mosaics_have_the_times_that_sorting_is_judged_by(deep: Judged) -> None:
+    items = httpx.get(f"{deep.url}/collections/velocity-mosaics/items?limit=100").json()
+    assert all(item["properties"]["datetime"] for item in items["features"])
