@@ -24,12 +24,13 @@ comes from vx and vy: the mean of speeds is biased by noise.
 
 But the ice itself changes within a period, and stated errors may be too small. The variance tau^2
 that they leave unexplained is the excess of the weighted sum of squares over its expectation
-(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2), from its standard deviation on. A few pairs tell it badly: it is blended with that of the pixel's other periods
-(their upper third, at the weight of three pairs). Such a scatter is not normal; of a season's
-sine, whose values crowd at the ends, a median is a poor measure. So in the share of tau^2 in all
-variance, the error is taken from the values themselves: from the distances to the quantiles at
-``1/2 -+ 1 / (2 sqrt n)`` (Woodruff 1952, doi:10.1080/01621459.1952.10483443), steadied by what a
-trend's scatter would give. The mean has ``sum w^2 sigma^2 / (sum w)^2 + tau^2 / n``.
+(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2), from its standard deviation on. A few
+pairs tell it badly: it is blended with that of the pixel's other periods (their upper third, at
+the weight of three pairs). Such a scatter is not normal; of a season's sine, whose values crowd at
+the ends, a median is a poor measure. So in the share of tau^2 in all variance, the error is taken
+from the values themselves: from the distances to the quantiles at ``1/2 -+ 1 / (2 sqrt n)``
+(Woodruff 1952, doi:10.1080/01621459.1952.10483443), steadied by what a trend's scatter would give.
+The mean has ``sum w^2 sigma^2 / (sum w)^2 + tau^2 / n``.
 
 ITS_LIVE states one error a pair, of noise that is partly common to neighbouring pixels and to
 pairs that share an image; these errors know nothing of that.
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -170,7 +171,7 @@ def composite(
     limit = None
     if max_displacement is not None:
         limit = _longest(vx, vy, end - start, max_displacement, missing)
-    sigmas = {"vx": _usable(vx_error), "vy": _usable(vy_error)}
+    sigmas = [_usable(vx_error), _usable(vy_error)]
     shape = (len(periods), *vx.shape[1:])
     floats: defaultdict[str, Single] = defaultdict(lambda: np.full(shape, np.nan, np.float32))
     counts = {name: np.zeros(shape, np.uint32) for name in ("count", "rejected", "too_long")}
@@ -181,57 +182,78 @@ def composite(
             x, y = vx[:, rows, columns][some], vy[:, rows, columns][some]
             # scenes have edges: many pairs have nothing in so small an area
             kept = (x != missing).any(axis=(1, 2))
-            if not kept.any():
-                continue
             pairs = some[kept]
+            if not pairs.size:
+                continue
             x, y = (np.ascontiguousarray(c[kept].reshape(pairs.size, -1).T) for c in (x, y))
             there = (x != missing) & (y != missing)
             short = there
             if limit is not None:
                 short = there & ((end - start)[pairs] <= limit[rows, columns].reshape(-1, 1))
-            components = {
-                name: _Component(values, short, share[pairs], sigma[pairs], stated)
-                for (name, (sigma, stated)), values in zip(sigmas.items(), (x, y), strict=True)
-            }
-            use = short.copy()
-            if clip is not None:
-                for component in components.values():
-                    component.reject(use, clip)
-            got = {
-                "count": _count(use),
-                "rejected": _count(short) - _count(use),
-                "too_long": _count(there) - _count(short),
-                "first_date": -_latest(use, -start[pairs]),
-                "last_date": _latest(use, end[pairs]),
-            }
-            middle = float((period.mid - _EPOCH) / _DAY)
-            dates = ((start + end)[pairs] / 2 - middle).astype(np.float32)
-            for name, component in components.items():
-                for term, values in component.estimate(use, dates, method).items():
-                    got[f"{name}_{term}"] = values
-            got["mean_date"] = (got.pop("vx_date") + got.pop("vy_date")) / 2 + middle
-            for name, values in got.items():
-                target = counts[name] if name in counts else floats[name]
-                part = target[p, rows, columns]
-                part[...] = values.reshape(part.shape)
-    vx_, vy_ = floats["vx_value"], floats["vy_value"]
-    variances = [
-        _variances(
-            method, *(floats[f"{name}_{term}"] for term in ("n", "stated", "own", "extra", "near"))
-        )
-        for name in sigmas
-    ]
-    v, v_error = speed(vx_, vy_, *variances)
+            components = [
+                _Component(values, short, share[pairs], sigma[pairs], stated)
+                for values, (sigma, stated) in zip((x, y), sigmas, strict=True)
+            ]
+            found = _reduce(components, short, start[pairs], end[pairs], method, clip)
+            found["too_long"] = _count(there) - _count(short)
+            for name, pixels in found.items():
+                part = (counts[name] if name in counts else floats[name])[p, rows, columns]
+                part[...] = pixels.reshape(part.shape)
+    return _finished(floats, counts, method)
+
+
+def _reduce(
+    components: list[_Component],
+    there: NDArray[np.bool_],
+    start: Floats,
+    end: Floats,
+    method: Estimator,
+    clip: float | None,
+) -> dict[str, Any]:
+    """What the pairs of a period make of some pixels: fields and terms by name, (pixel,) each."""
+    use = there.copy()
+    if clip is not None:
+        for component in components:
+            component.reject(use, clip)
+    middles = (start + end) / 2
+    about = middles.mean()  # float32 is fine enough for the days from there
+    found: dict[str, Any] = {
+        "count": _count(use),
+        "rejected": _count(there) - _count(use),
+        "first_date": -_latest(use, -start),
+        "last_date": _latest(use, end),
+    }
+    for name, component in zip(("vx", "vy"), components, strict=True):
+        estimate = component.estimate(use, (middles - about).astype(np.float32), method)
+        found |= {f"{name}_{term}": pixels for term, pixels in estimate.items()}
+    found["mean_date"] = about + (found.pop("vx_date") + found.pop("vy_date")).astype("f8") / 2
+    return found
+
+
+def _finished(
+    floats: Mapping[str, Single], counts: Mapping[str, NDArray[np.uint32]], method: Estimator
+) -> Composite:
+    """Speed and errors, which need all periods of a pixel."""
+    terms = ("n", "stated", "own", "extra", "near")
+    vx, vy = floats["vx_value"], floats["vy_value"]
+    x, y = (
+        _variances(method, *(floats[f"{name}_{term}"] for term in terms)) for name in ("vx", "vy")
+    )
+    v, v_error = speed(vx, vy, x, y)
     return Composite(
         v=v,
-        vx=vx_,
-        vy=vy_,
+        vx=vx,
+        vy=vy,
         v_error=v_error,
-        vx_error=np.sqrt(variances[0].sum(axis=0)),
-        vy_error=np.sqrt(variances[1].sum(axis=0)),
+        vx_error=np.sqrt(x.sum(axis=0)),
+        vy_error=np.sqrt(y.sum(axis=0)),
         dispersion=np.hypot(floats["vx_dispersion"], floats["vy_dispersion"]),
-        **{name: floats[name] for name in ("mean_date", "first_date", "last_date")},
-        **counts,
+        mean_date=floats["mean_date"],
+        first_date=floats["first_date"],
+        last_date=floats["last_date"],
+        count=counts["count"],
+        rejected=counts["rejected"],
+        too_long=counts["too_long"],
     )
 
 
@@ -242,12 +264,11 @@ class _Component:
         self,
         values: NDArray[np.int16],
         there: NDArray[np.bool_],
-        share: Single,
-        sigma: Single,
+        share: Floats,
+        sigma: Floats,
         stated: bool,
     ) -> None:
-        self._values, self._there = values, there
-        self._ordered = Ordered(values, there)
+        self._ordered, self._there = Ordered(values, there), there
         self._share, self._sigma, self._stated = share, sigma, stated
 
     def reject(self, use: NDArray[np.bool_], clip: float) -> None:
@@ -267,7 +288,7 @@ class _Component:
         pixel, nth = np.nonzero((off > np.float32(clip**2) * limit) & (weights > 0))
         use[pixel, ordered.origin[pixel, nth]] = False
 
-    def estimate(self, use: NDArray[np.bool_], dates: Single, method: Estimator) -> dict[str, Single]:
+    def estimate(self, use: NDArray[np.bool_], dates: Floats, method: Estimator) -> dict[str, Floats]:
         """Value, dispersion, mean date and the terms of the error, ``(pixel,)`` each.
 
         The terms: ``n``, effective pairs; ``stated``, variance of the value by stated errors;
@@ -285,14 +306,14 @@ class _Component:
         with np.errstate(divide="ignore", invalid="ignore"):
             n = total**2 / squares
             about_mean = np.maximum(second - first**2 / total, 0)
-            own, noise, allowed = np.zeros((3, n.size), np.float32)
+            own = noise = allowed = np.zeros_like(n)
             if self._stated:
                 own = (total / _sum(weights, ordered.of(1 / self._sigma))) ** 2
                 noise = _sum(weights, weights, sigma, sigma) / total
                 allowed = (_sum(weights, sigma, sigma) - noise) * (1 + np.sqrt(2 / (count - 1)))
             extra = np.maximum(about_mean - allowed, 0) / (total - squares / total)
             date = _sum(weights, ordered.of(dates)) / total
-            out = {"date": date, "n": n, "own": own, "extra": extra}
+            out: dict[str, Floats] = {"date": date, "n": n, "own": own, "extra": extra}
             if method == "mean":
                 out["value"] = middle + first / total
                 out["dispersion"] = np.sqrt(about_mean / total)
@@ -311,23 +332,22 @@ class _Component:
 
 
 def _variances(
-    method: Estimator, n: Single, stated: Single, own: Single, extra: Single, near: Single
-) -> Single:
+    method: Estimator, n: Floats, stated: Floats, own: Floats, extra: Floats, near: Floats
+) -> Floats:
     """Variance of the value by stated errors and by what they leave unexplained.
 
     From the terms of :meth:`_Component.estimate`, all (period, y, x); the result has one more
     dimension of two in front. Their sum is the square of the standard error.
     """
-    others = np.sort(extra, axis=0)  # NaN last
     known = np.count_nonzero(np.isfinite(extra), axis=0, keepdims=True)
     rank = np.maximum(np.rint(0.7 * (known - 1)).astype(np.intp), 0)
-    others = np.where(known > 0, np.take_along_axis(others, rank, axis=0), 0)
+    ranked = np.take_along_axis(np.sort(extra, axis=0), rank, axis=0)  # NaN last
+    others = np.where(known > 0, ranked, np.float32(0))
     tau2 = (n * np.where(np.isnan(extra), others, extra) + _OTHERS * others) / (n + _OTHERS)
     # a variance known from few values: the error's distribution is Student's
     wide = tau2 * (1 + 3 / (n + 3)) / n
-    if method == "mean":
-        parts = [stated, wide]
-    else:
+    parts = [stated, wide]
+    if method == "median":
         near = (n * near + _STEADY * (stated + _TREND * wide)) / (n + _STEADY)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = tau2 / (own + tau2)
@@ -362,7 +382,7 @@ def _longest(
     return longest
 
 
-def _sum(*factors: Single) -> Single:
+def _sum(*factors: Floats) -> Floats:
     """Sum of products along the rows; not by BLAS, whose threads get into each other's way."""
     indices = ",".join(["ij"] * len(factors))
     return np.asarray(np.einsum(f"{indices}->i", *factors))
@@ -378,10 +398,10 @@ def _latest(use: NDArray[np.bool_], dates: Floats) -> Floats:
 
 
 def _count(use: NDArray[np.bool_]) -> NDArray[np.intp]:
-    return np.count_nonzero(use, axis=1)
+    return np.asarray(np.count_nonzero(use, axis=1))
 
 
-def _usable(sigma: Floats) -> tuple[Single, bool]:
+def _usable(sigma: Floats) -> tuple[Floats, bool]:
     """Errors with the unusable ones replaced, and whether any was usable."""
     good = np.isfinite(sigma) & (sigma > 0)
     if not good.any():
@@ -415,8 +435,8 @@ def _check(vx: Any, vy: Any, vx_error: Any, vy_error: Any, date1: Any, date2: An
 
 
 def speed(
-    vx: Single, vy: Single, x_variances: Single, y_variances: Single
-) -> tuple[Single, Single]:
+    vx: Floats, vy: Floats, x_variances: Floats, y_variances: Floats
+) -> tuple[Floats, Floats]:
     """Speed and its error from the components; the mean of speeds is biased by noise.
 
     Parameters

@@ -127,15 +127,16 @@ def composite_tile(
     SourceMissingError
         The cubes do not say when their images were taken.
     """
-    dates = _dates(plan)
-    errors = [_sigma(plan, name) for name in ("vx", "vy")]
+    date1, date2 = _dates(plan)
 
     def part(rows: slice) -> Composite:
         return composite(
             vx[:, rows],
             vy[:, rows],
-            *errors,
-            *dates,
+            _sigma(plan, "vx"),
+            _sigma(plan, "vy"),
+            date1,
+            date2,
             spans,
             method=plan.request.composite_method,
             max_displacement=plan.request.max_displacement,

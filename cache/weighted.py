@@ -11,15 +11,15 @@ as for the median of two values.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Ordered"]
 
-Floats = NDArray[np.float32]
-Columns = NDArray[np.intp]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Columns: TypeAlias = NDArray[np.intp]
 
 _TIE = np.float32(1e-6)  # of the whole weight: sums of float32 that are equal but for rounding
 
@@ -79,8 +79,7 @@ class Ordered:
     @property
     def total(self) -> Floats:
         """Sum of the weights, ``(row,)``."""
-        whole: Floats = self._sums[:, -1]
-        return whole
+        return np.asarray(self._sums[:, -1])
 
     def quantile(self, p: Floats | float) -> Floats:
         """The number below which lies the part `p` (``(row,)``, or one for all) of the weight."""
@@ -91,7 +90,8 @@ class Ordered:
         first, behind = _first(self.values, value), _first(self.values, value, beyond=True)
         below, until = _before(sums, first), _before(sums, behind)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = value - np.float32(0.5) + np.clip((target - below) / (until - below), 0, 1)
+            part = np.clip((target - below) / (until - below), 0, 1)
+        found: Floats = value - np.float32(0.5) + part
         between = (np.abs(until - target) <= tie) & (until + tie < total)
         if between.any():  # nothing lies from here to the next value
             after = _at(self.values, _first(sums, until + tie, beyond=True))
