@@ -72,7 +72,7 @@ _OTHERS = 3  # pairs: the weight of a pixel's other periods in tau^2
 _STEADY = 7  # pairs: the weight of a trend's scatter in the error from quantiles
 _TREND = 3  # n times the variance of the median of n values of a uniform distribution of variance 1
 _BLOCK_VALUES = 2**20
-_BLOCK_WIDTH = 32  # pixels of int16 in a cache line
+_BLOCK_WIDTH = 32  # pixels of int16 in a cache line: blocks are no narrower, if they can
 _EPOCH = np.datetime64("1970-01-01", "ns")
 _DAY = np.timedelta64(1, "D")
 _DAYS_PER_YEAR = 365.25
@@ -413,9 +413,9 @@ def _blocks(shape: tuple[int, ...], pairs: int) -> Iterator[tuple[slice, slice]]
     """Compact parts of a tile, of so many pixels that the temporaries stay in the cache."""
     ny, nx = shape
     size = max(16, _BLOCK_VALUES // max(pairs, 1))
-    width = min(_BLOCK_WIDTH, size, nx)
-    height = max(1, size // max(width, 1))
-    for y, x in itertools.product(range(0, ny, height), range(0, nx, max(width, 1))):
+    height = max(1, min(ny, size // min(nx, _BLOCK_WIDTH)))
+    width = max(1, min(nx, size // height))
+    for y, x in itertools.product(range(0, ny, height), range(0, nx, width)):
         yield slice(y, y + height), slice(x, x + width)
 
 

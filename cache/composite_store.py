@@ -25,7 +25,7 @@ from firnline.errors import SourceMissingError, TooLargeError
 Raw = np.ndarray[Any, np.dtype[Any]]
 
 _TILES = "tiles"  # beside the subset in an attempt's folder: goes when that is published
-_PARTS = 8  # of a tile, composited in parallel
+_PART_PIXELS = 2000  # of a tile, composited at a time: fewer are not worth their overhead
 
 _SPEED = {"units": "meter/year"}
 _COUNT = {"units": "1"}
@@ -143,7 +143,7 @@ def composite_tile(
             missing=int(plan.array("vx").missing),
         )
 
-    step = -(-vx.shape[1] // _PARTS)
+    step = -(-_PART_PIXELS // vx.shape[2])
     parts = list(processors.map(part, (slice(n, n + step) for n in range(0, vx.shape[1], step))))
     return Composite(
         *(np.concatenate([getattr(p, f.name) for p in parts], axis=1) for f in fields(Composite))
