@@ -54,7 +54,7 @@ def flowlines(
     spacing : float, optional
         Between the seeds of an area in metres; by default eight pixels.
     time : str or datetime64, optional
-        An instant, as ``"2019-07"``: the layer nearest to it.
+        A date, month or year, as ``"2019-07"``: the layer nearest to its middle.
     step : float, optional
         Between two vertices in metres; by default half a pixel.
     max_length : float, optional
@@ -84,11 +84,12 @@ def flowlines(
 
     grid = Grid.of(ds)
     layer = _layer(ds, time)
-    px, py = (
-        _seeds(grid, area, spacing, crs)
-        if area is not None
-        else grid.points(lon=lon, lat=lat, x=x, y=y, crs=crs)
-    )
+    if area is None:
+        px, py = grid.points(lon=lon, lat=lat, x=x, y=y, crs=crs)
+    elif any(part is not None for part in (lon, lat, x, y)):
+        raise InputError("seeds are given either as points or by an area")
+    else:
+        px, py = _seeds(grid, area, spacing, crs)
     if px.size > _MOST_SEEDS:
         raise TooLargeError(f"{px.size:,} seeds; accepted are {_MOST_SEEDS:,}: space them wider")
     around = 2 * sum(abs(axis[-1] - axis[0]) for axis in (grid.x, grid.y))
@@ -174,7 +175,7 @@ def _seeds(
         for low, high in ((left, right), (bottom, top))
     ]
     px, py = (part.ravel() for part in np.meshgrid(*axes))
-    inside = shapely.contains_xy(moved, px, py)
+    inside = shapely.intersects_xy(moved, px, py)
     if not inside.any():
         raise InputError("no seed lies in both the area and the grid: space them closer")
     return px[inside], py[inside]
@@ -201,9 +202,12 @@ def _layer(ds: xr.Dataset, time: str | np.datetime64 | None) -> xr.Dataset:
 
 def _nearest(times: np.ndarray[Any, np.dtype[Any]], time: str | np.datetime64) -> int:
     try:
-        asked = np.datetime64(str(time)).astype("M8[ns]")
+        asked = np.datetime64(str(time))
     except ValueError:
         raise InputError(f"time {str(time)[:40]!r}: accepted is a date as 2019-07-01") from None
+    # a year or a month is meant as a whole: its middle
+    first, last = asked.astype("M8[ns]"), (asked + 1).astype("M8[ns]")
+    asked = first + (last - first) // 2
     return int(np.argmin(np.abs(times.astype("M8[ns]") - asked)))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Method = Literal["nearest", "bilinear"]
 
+_SLACK = 1e-4  # pixels that a place may be off by what reprojecting leaves
 _BLOCK = 20  # pixels a side: a chunk of the stores
 
 
@@ -175,9 +176,12 @@ def interpolate(field: Floats, row: Floats, column: Floats) -> Floats:
         for fields that are linear in x and y.
     """
     ny, nx = field.shape[-2:]
-    with np.errstate(invalid="ignore"):
-        known = (row >= 0) & (row <= ny - 1) & (column >= 0) & (column <= nx - 1)
-    row, column = np.where(known, row, 0), np.where(known, column, 0)
+    known = ~np.isnan(row + column)
+    places = []
+    for place, last in ((row, ny - 1), (column, nx - 1)):
+        known &= (place >= -_SLACK) & (place <= last + _SLACK)
+        places.append(np.clip(np.where(known, place, 0), 0, last))
+    row, column = places
     r0 = np.minimum(row.astype(np.intp), max(ny - 2, 0))
     c0 = np.minimum(column.astype(np.intp), max(nx - 2, 0))
     found = np.zeros((*field.shape[:-2], row.size))

@@ -108,8 +108,8 @@ def series(
         # there is nothing between two dates or two counts
         values[name] = sample(array, row, column, how if array.dtype.kind == "f" else "nearest")
     if {"vx", "vy"} <= values.keys():
-        values["v"] = np.hypot(values["vx"].astype(np.float64), values["vy"])
-    lon_, lat_ = grid.lonlat(px, py)
+        values["v"] = np.hypot(values["vx"], values["vy"])
+    lon_, lat_ = (np.round(part, 7) for part in grid.lonlat(px, py))  # to a centimetre
     of_point = {"point": np.arange(px.size), **place, "lon": lon_, "lat": lat_, "x": px, "y": py}
     when, which = _of_layers(ds, layers[0]) if layers else ({}, {})
     shape = (ds.sizes[layers[0]] if layers else 1, px.size)
@@ -149,17 +149,18 @@ def _of_layers(ds: xr.Dataset, layer: str) -> tuple[dict[str, Raw], dict[str, Ra
     """What belongs to each time whatever the place: its dates; and errors, satellites, names."""
     mid = ds[layer].values.astype("M8[us]")
     when: dict[str, Raw] = {"mid_date": mid}
-    bounds = ds[layer].attrs.get("bounds")
+    # xarray's decode_coords="all" moves it
+    bounds = ds[layer].attrs.get("bounds") or ds[layer].encoding.get("bounds")
     if "date_dt" in ds.variables:
         dt = ds["date_dt"].values
-        days = (dt / np.timedelta64(1, "D") if dt.dtype.kind == "m" else dt).astype(np.float64)
-        half = np.rint(np.nan_to_num(days) * 43_200e6).astype("m8[us]")
+        days = dt / np.timedelta64(1, "D") if dt.dtype.kind == "m" else dt
+        half = np.rint(np.nan_to_num(days.astype(np.float64)) * 43_200e6).astype("m8[us]")
         when |= {"start": mid - half, "end": mid + half, "dt_days": days}
     elif bounds in ds.variables:
         start, end = ds[bounds].values.astype("M8[us]").T
         when |= {"start": start, "end": end}
     which: dict[str, Raw] = {
-        name: ds[name].values.astype(np.float64)
+        name: ds[name].values
         for name in ("vx_error", "vy_error")
         if name in ds.variables and ds[name].dims == (layer,)
     }

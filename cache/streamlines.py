@@ -25,6 +25,7 @@ Direction = Literal["both", "downstream", "upstream"]
 End = Literal["edge", "no data", "slow", "length"]
 
 _SHORTEST = 16  # parts of a step, in which the end of the field is approached
+_NOTHING = 1e-9  # of a step: what rounding leaves of a length
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,16 @@ def _follow(flow: _Flow, seeds: Floats, sign: int, step: float, max_length: floa
         seen.append((active[good], state[:, active[good]]))
         # a step that leaves the field is tried again with half of it
         steps[active[~good]] /= 2
-        going = (steps[active] >= step / _SHORTEST) & (state[2, active] < max_length)
-        active = active[going]
+        left = max_length - state[2, active]
+        active = active[(steps[active] >= step / _SHORTEST) & (left > _NOTHING * step)]
     ahead = sign * np.nan_to_num(flow.at(state[:2])[0]) * step / _SHORTEST
     ends = flow.end(state[:2] + ahead)
     which = np.concatenate([index for index, _ in seen] or [active])
     vertices = np.concatenate([part for _, part in seen] or [state[:, active]], axis=1)
     order = np.argsort(which, kind="stable")
-    cuts = np.cumsum(np.bincount(which, minlength=seeds.shape[1]))[:-1]
+    cuts = np.cumsum(np.bincount(which, minlength=seeds.shape[1]))
+    parts = np.split(vertices[:, order], cuts, axis=1)[:-1]
     return [
-        (part, "length" if state[2, n] >= max_length else ends[n])
-        for n, part in enumerate(np.split(vertices[:, order], cuts, axis=1))
+        (part, "length" if max_length - state[2, n] <= _NOTHING * step else ends[n])
+        for n, part in enumerate(parts)
     ]
