@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from shapely.geometry.base import BaseGeometry
 
 from firnline.cache.grid import Floats, Grid
+from firnline.cache.opening import opened
 from firnline.cache.streamlines import Direction, Streamline, streamlines
 from firnline.crs import crs_code, parse_crs
 from firnline.errors import InputError, TooLargeError
@@ -23,7 +24,7 @@ _MOST_SEEDS = 10_000
 
 
 def flowlines(
-    ds: xr.Dataset,
+    ds: xr.Dataset | str,
     *,
     lon: ArrayLike | None = None,
     lat: ArrayLike | None = None,
@@ -44,7 +45,7 @@ def flowlines(
     ----------
     ds : xarray.Dataset
         ``vx`` and ``vy`` in m/year on ``(y, x)``, or on ``(time, y, x)`` and `time` says which:
-        a composite, a mosaic.
+        a composite, a mosaic. Or the id of a subset, whose composites are meant.
     lon, lat : float or sequence, optional
         Seeds in degrees.
     x, y : float or sequence, optional
@@ -79,9 +80,12 @@ def flowlines(
         No seeds, or not one way to say them; no velocity; several times and none chosen.
     CRSError
         The Dataset has no projected CRS.
+    NotFoundError
+        There is no such subset.
     """
     import geopandas as gpd
 
+    ds = opened(ds, "composite")
     grid = Grid.of(ds)
     layer = _layer(ds, time)
     if area is None:

@@ -62,6 +62,23 @@ def open_stored(engine: Engine, settings: Settings, id: str, dataset: str) -> xr
     return opened
 
 
+def opened(source: xr.Dataset | str, dataset: str) -> xr.Dataset:
+    """A Dataset as it is; of a subset's id, its store of that name in this installation.
+
+    Raises
+    ------
+    NotFoundError
+    """
+    if not isinstance(source, str):
+        return source
+    settings = Settings()
+    engine = connect(settings.database)
+    try:
+        return open_stored(engine, settings, source, dataset)
+    finally:
+        engine.dispose()
+
+
 def ask(engine: Engine, settings: Settings, request: Request) -> Job:
     """Ask for a request: its job, new or the one that there is already.
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from firnline.cache.grid import Grid, Method, sample
+from firnline.cache.opening import opened
 from firnline.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _UNITS = {"lon": "degree", "lat": "degree", "x": "m", "y": "m", "distance": "m",
 
 
 def series(
-    ds: xr.Dataset,
+    ds: xr.Dataset | str,
     *,
     lon: ArrayLike | None = None,
     lat: ArrayLike | None = None,
@@ -47,7 +48,7 @@ def series(
     ds : xarray.Dataset
         Image pairs ``(mid_date, y, x)``, a subset's or a cube's own; or composites or strain rates
         ``(time, y, x)``; or one map ``(y, x)``. Decoded, as xarray opens it; lazy ones are read
-        only where the points are.
+        only where the points are. Or the id of a subset, whose image pairs are meant.
     lon, lat : float or sequence, optional
         Points in degrees.
     x, y : float or sequence, optional
@@ -80,9 +81,12 @@ def series(
         not there.
     CRSError
         The Dataset has no projected CRS.
+    NotFoundError
+        There is no such subset.
     """
     import pandas as pd
 
+    ds = opened(ds, "pairs")
     grid = Grid.of(ds)
     names = _maps(ds, variables)
     layers = [str(dim) for dim in ds[names[0]].dims if dim not in ("y", "x")]
