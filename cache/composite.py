@@ -288,7 +288,9 @@ class _Component:
         pixel, nth = np.nonzero((off > np.float32(clip**2) * limit) & (weights > 0))
         use[pixel, ordered.origin[pixel, nth]] = False
 
-    def estimate(self, use: NDArray[np.bool_], dates: Floats, method: Estimator) -> dict[str, Floats]:
+    def estimate(
+        self, use: NDArray[np.bool_], dates: Floats, method: Estimator
+    ) -> dict[str, Floats]:
         """Value, dispersion, mean date and the terms of the error, ``(pixel,)`` each.
 
         The terms: ``n``, effective pairs; ``stated``, variance of the value by stated errors;

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyproj
 from numpy.typing import ArrayLike, NDArray
-from pyproj.exceptions import CRSError as ProjError
 
+from firnline.cache.strain.grid import grid_mapping
 from firnline.crs import LONLAT, parse_crs, transformer
 from firnline.errors import CRSError, InputError
 
@@ -55,7 +55,7 @@ class Grid:
             if values.size > 1 and not (np.abs(steps / steps.mean() - 1) < 5e-3).all():
                 raise InputError(f"unequal spacing along {name}: accepted is a regular grid")
             axes[name] = values
-        return cls(axes["x"], axes["y"], _crs(ds))
+        return cls(axes["x"], axes["y"], grid_mapping(ds)[1])
 
     @property
     def spacing(self) -> float:
@@ -130,33 +130,6 @@ class Grid:
         found: NDArray[np.bool_] = (row >= -0.5) & (row < self.y.size - 0.5)
         found &= (column >= -0.5) & (column < self.x.size - 0.5)
         return found
-
-
-def _crs(ds: xr.Dataset) -> pyproj.CRS:
-    named = {
-        name
-        for variable in ds.variables.values()
-        for name in (variable.attrs.get("grid_mapping"), variable.encoding.get("grid_mapping"))
-        if name in ds.variables
-    }
-    named |= {name for name, v in ds.variables.items() if "grid_mapping_name" in v.attrs}
-    named |= {name for name in ("spatial_ref", "mapping", "crs") if name in ds.variables}
-    for name in sorted(map(str, named)):
-        attrs = ds[name].attrs
-        # WKT before CF: real ITS_LIVE mosaics state semi_major_axis in km
-        text = next((attrs[key] for key in ("crs_wkt", "spatial_ref") if attrs.get(key)), None)
-        if text is None and not (attrs.get("grid_mapping_name") or attrs.get("spatial_epsg")):
-            continue
-        try:
-            if text is None and attrs.get("spatial_epsg"):
-                text = f"EPSG:{int(attrs['spatial_epsg'])}"
-            crs = pyproj.CRS.from_user_input(text) if text else pyproj.CRS.from_cf(dict(attrs))
-        except (ProjError, KeyError, ValueError) as error:
-            raise CRSError(f"grid mapping {name!r} is not a readable CRS: {error}") from error
-        if not crs.is_projected:
-            raise CRSError(f"{crs.name} is not a projected CRS: reproject to metres first")
-        return crs
-    raise CRSError("the Dataset has no CRS: give it one, as with ds.rio.write_crs(3413)")
 
 
 def interpolate(field: Floats, row: Floats, column: Floats) -> Floats:

@@ -248,8 +248,7 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
 
     labels = [period_label(span, plan.request.composite or "") for span in spans]
     described = {
-        name: (about["long_name"], about["units"])
-        for name, about in composite_store.FIELDS.items()
+        name: (about["long_name"], about["units"]) for name, about in composite_store.FIELDS.items()
     }
     maps = [(store.COMPOSITE, name) for name in VELOCITY_MAPS]
     if plan.request.strain:
