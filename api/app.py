@@ -22,6 +22,7 @@ from firnline.api import (
     pairs,
     processes,
     queryables,
+    series,
 )
 from firnline.api.conformance import CONFORMANCE
 from firnline.api.middleware import BodyLimit, Compress, Failsafe
@@ -134,6 +135,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         files.create_router(database, settings),
         harvests.create_router(database, settings),
         pairs.create_router(database, settings),
+        series.create_router(database, settings),
         health.create_router(database),
     ):
         api.app.include_router(router)

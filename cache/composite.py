@@ -1,38 +1,61 @@
-"""Temporal composites of image-pair velocities: one component of one tile at a time.
+"""Temporal composites of image-pair velocities: both components of one tile. Pure.
 
 An image pair measures the mean velocity between its two dates, so that it tells about a period in
-proportion to the part of its span that lies there (:func:`overlap`). For each pixel and period::
+proportion to the part of its span that lies there, and each component the more the smaller its
+stated error: ``w = overlap / sigma^2``. Per pixel and period, over the pairs that hold both
+components there:
 
-    value      = sum w v / sum w,                      w = overlap / sigma^2
-    error      = sqrt(sum w^2 sigma^2) / sum w         (pairs independent of each other)
-    dispersion = sqrt(sum w (v - value)^2 / sum w)     (scatter: noise and true change together)
+*Rejection.* A pair is an outlier when one of its components lies farther from the median than
+3.5 robust standard deviations (1.4826 times the median absolute deviation) *and* farther than 3.5
+of its own stated errors. Median and deviation are weighted by the overlaps alone, so that no
+single pair decides by claiming to be exact. The second condition keeps good values where the
+deviation says little: of three values, or of rounded ones most of which are equal. What was
+rejected is counted.
 
-over the pairs that overlap the period, hold a value there and are not outliers. One round of
-rejection: a value is an outlier when it lies farther from the pixel's median of the period than
-3.5 robust standard deviations (1.4826 MAD) *and* farther than 3.5 of its own stated errors. The
-second condition keeps good values where the MAD says little: of three values, or of rounded
-integers of which most are equal. The median is taken per period and not over all time, so that a
-surge is not its own outlier. What was rejected is counted.
+*Value.* ``median``: the weighted median of what is left, the integers of the source taken as
+rounded (see ``firnline.cache.weighted``); its *dispersion* is 1.4826 times the weighted median
+absolute deviation. ``mean``: ``sum w v / sum w``, and the weighted standard deviation. The speed
+comes from vx and vy: the mean of speeds is biased by noise.
+
+*Error.* With ``n = (sum w)^2 / sum w^2`` effective pairs, stated errors give the median a variance
+(its efficiency against the mean is 2/pi, and 1 for a single pair)::
+
+    stated^2 = (pi/2 - (pi/2 - 1) / n) / n * s0^2,            s0 = sum w / sum(w / sigma)
+
+But the ice itself changes within a period, and stated errors may be too small. The variance tau^2
+that they leave unexplained is the excess of the weighted sum of squares over its expectation
+(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2), from its standard deviation on. A few
+pairs tell it badly: it is blended with that of the pixel's other periods (their upper third, at
+the weight of three pairs). Such a scatter is not normal; of a season's sine, whose values crowd at
+the ends, a median is a poor measure. So in the share of tau^2 in all variance, the error is taken
+from the values themselves: from the distances to the quantiles at ``1/2 -+ 1 / (2 sqrt n)``
+(Woodruff 1952, doi:10.1080/01621459.1952.10483443), steadied by what a trend's scatter would give.
+The mean has ``sum w^2 sigma^2 / (sum w)^2 + tau^2 / n``.
 
 ITS_LIVE states one error a pair, of noise that is partly common to neighbouring pixels and to
-pairs that share an image; the formal error knows nothing of that.
+pairs that share an image; these errors know nothing of that.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from firnline.cache.periods import Period, overlap
+from firnline.cache.weighted import Ordered
 from firnline.errors import InputError
 
-__all__ = ["Composite", "Period", "composite", "overlap", "periods", "speed"]
+__all__ = ["CLIP", "SHORT_DAYS", "Composite", "Estimator", "composite", "speed"]
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
+Single: TypeAlias = NDArray[np.float32]
+Estimator = Literal["median", "mean"]
 
 MISSING = -32767
 """What ITS_LIVE's int16 velocities hold where there is none."""
@@ -40,168 +63,97 @@ MISSING = -32767
 CLIP = 3.5
 """Robust standard deviations (and own errors) beyond which a value is an outlier."""
 
-_MAD_TO_SIGMA = 1.4826  # of a normal distribution
-# int16, float32 and mask temporaries of one chunk of pixels: about 16 bytes a value, 16 MB
-_CHUNK_VALUES = 2**20
+SHORT_DAYS = 32.0
+"""Pairs up to this long tell how fast the ice is, when long ones are to be left out."""
 
-_SPEC = re.compile(r"P(?:(?P<years>\d{1,4})Y)?(?:(?P<months>\d{1,5})M)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """A span of time, ``start <= t < end``."""
-
-    start: np.datetime64
-    """First instant, ``datetime64[ns]``."""
-    end: np.datetime64
-    """First instant after it."""
-
-    @property
-    def mid(self) -> np.datetime64:
-        """The instant in the middle: the time coordinate of a composite."""
-        middle: np.datetime64 = self.start + (self.end - self.start) // 2
-        return middle
-
-
-def periods(spec: str, start: np.datetime64, end: np.datetime64) -> tuple[Period, ...]:
-    """Cut ``start <= t < end`` into periods of the calendar.
-
-    Parameters
-    ----------
-    spec : str
-        An ISO 8601 duration of whole years and months (``P1Y``, ``P1M``, ``P3M``, ``P2Y``), or
-        ``all`` for one period from start to end. Periods are aligned to the calendar: counted in
-        months from the year 0, so that ``P3M`` begins in January, April, July and October, and
-        ``P5Y`` in years divisible by five.
-    start, end : numpy.datetime64
-        What is to be covered; ``end`` is exclusive.
-
-    Returns
-    -------
-    tuple of Period
-        In order and without gaps; the first and last are whole periods of the calendar and may
-        reach beyond start and end.
-
-    Raises
-    ------
-    InputError
-        For another spec, a duration of nothing, or an end that is not after the start.
-    """
-    start, end = start.astype("datetime64[ns]"), end.astype("datetime64[ns]")
-    if np.isnat(start) or np.isnat(end) or end <= start:
-        raise InputError(f"composite from {start} to {end}: accepted is an end after the start")
-    if spec == "all":
-        return (Period(start, end),)
-    found = _SPEC.fullmatch(spec)
-    length = int(found["years"] or 0) * 12 + int(found["months"] or 0) if found else 0
-    if length == 0:
-        raise InputError(
-            f"composite period {spec!r}: accepted is an ISO 8601 duration of years and months "
-            "such as P1Y, P3M or P1M, or all"
-        )
-    # datetime64[M] counts from 1970
-    first = (_month(start) + 1970 * 12) // length * length - 1970 * 12
-    last = _month(end - np.timedelta64(1, "ns"))
-    edges = [_instant(month) for month in range(first, last + length + 1, length)]
-    return tuple(Period(a, b) for a, b in itertools.pairwise(edges))
-
-
-def _month(instant: np.datetime64) -> int:
-    return int(instant.astype("datetime64[M]").astype(np.int64))
-
-
-def _instant(month: int) -> np.datetime64:
-    instant: np.datetime64 = np.datetime64(month, "M").astype("datetime64[ns]")
-    return instant
-
-
-def overlap(
-    periods: tuple[Period, ...], date1: NDArray[np.datetime64], date2: NDArray[np.datetime64]
-) -> NDArray[np.float32]:
-    """Fraction of each pair's span that lies in each period.
-
-    Parameters
-    ----------
-    periods : tuple of Period
-        Of any length and order.
-    date1, date2 : ndarray of datetime64, shape (pair,)
-        The dates of the two images, in either order. Where they are the same instant it lies
-        wholly in one period; a pair with a missing date (NaT) lies in none.
-
-    Returns
-    -------
-    ndarray of float32, shape (period, pair)
-        Between 0 and 1; where the periods cover the pair its fractions add up to 1.
-
-    Raises
-    ------
-    InputError
-        When the dates are not two vectors of one length.
-    """
-    one, two = np.asarray(date1), np.asarray(date2)
-    if one.ndim != 1 or one.shape != two.shape:
-        raise InputError(f"dates {one.shape} and {two.shape}: accepted are two of one length")
-    one, two = one.astype("datetime64[ns]"), two.astype("datetime64[ns]")
-    known = ~(np.isnat(one) | np.isnat(two))
-    low = np.minimum(one, two).astype(np.int64)
-    high = np.maximum(one, two).astype(np.int64)
-    span = np.maximum(high - low, 1)
-    # an instant becomes the nanosecond that it begins: half-open periods then need no special case
-    high = low + span
-    out = np.zeros((len(periods), one.size), np.float32)
-    for row, period in zip(out, periods, strict=True):
-        start, end = period.start.astype(np.int64), period.end.astype(np.int64)
-        inside = np.minimum(high, end) - np.maximum(low, start)
-        np.divide(np.maximum(inside, 0), span, out=row, where=known, casting="same_kind")
-    return out
+_SIGMA_PER_MAD = np.float32(1.4826)  # of a normal distribution
+_ENOUGH_SHORT = 5
+_OTHERS = 3  # pairs: the weight of a pixel's other periods in tau^2
+_STEADY = 7  # pairs: the weight of a trend's scatter in the error from quantiles
+_TREND = 3  # n times the variance of the median of n values of a uniform distribution of variance 1
+_BLOCK_VALUES = 2**20
+_BLOCK_WIDTH = 32  # pixels of int16 in a cache line: blocks are no narrower, if they can
+_EPOCH = np.datetime64("1970-01-01", "ns")
+_DAY = np.timedelta64(1, "D")
+_DAYS_PER_YEAR = 365.25
 
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """One component of a tile, composited: every array has the shape (period, y, x)."""
+    """A tile, composited: arrays of the shape (period, y, x), floats NaN without pairs."""
 
-    value: NDArray[np.float32]
-    """Weighted mean in the unit of the input, m/year; NaN without pairs."""
-    error: NDArray[np.float32]
-    """Formal standard error of ``value``; NaN without pairs, or when no pair states an error."""
-    dispersion: NDArray[np.float32]
-    """Weighted standard deviation of the pairs about ``value``; NaN with fewer than two."""
+    v: Single
+    """Speed in m/year, from vx and vy."""
+    vx: Single
+    """Component along x of the grid in m/year."""
+    vy: Single
+    """Component along y of the grid in m/year."""
+    v_error: Single
+    """Standard error of the speed in m/year."""
+    vx_error: Single
+    """Standard error of vx in m/year; NaN where one pair is alone and states none."""
+    vy_error: Single
+    """Standard error of vy in m/year; as that of vx."""
+    dispersion: Single
+    """Scatter of the pairs about the composite in m/year, both components together (``hypot``);
+    NaN with fewer than two pairs."""
+    mean_date: Single
+    """Weighted mean of the middles of the pairs, in days since 1970; may lie outside the period."""
+    first_date: Single
+    """Earliest first image of the pairs used, in days since 1970."""
+    last_date: Single
+    """Latest second image of the pairs used, in days since 1970."""
     count: NDArray[np.uint32]
     """Pairs used."""
     rejected: NDArray[np.uint32]
     """Pairs left out as outliers."""
+    too_long: NDArray[np.uint32]
+    """Pairs left out because the ice moves farther than `max_displacement` between the images."""
 
 
 def composite(
-    values: NDArray[np.int16],
-    sigma: Floats,
-    weights: Floats,
+    vx: NDArray[np.int16],
+    vy: NDArray[np.int16],
+    vx_error: Floats,
+    vy_error: Floats,
+    date1: NDArray[np.datetime64],
+    date2: NDArray[np.datetime64],
+    periods: tuple[Period, ...],
     *,
+    method: Estimator = "median",
+    max_displacement: float | None = None,
     missing: int = MISSING,
     clip: float | None = CLIP,
 ) -> Composite:
-    """Composite one component of one tile; the module's docstring has the formulas.
+    """Composite the velocities of one tile; the module's docstring has the formulas.
 
     Parameters
     ----------
-    values : ndarray of int16, shape (pair, y, x)
-        One velocity component in m/year, pairs in any order.
-    sigma : ndarray, shape (pair,)
+    vx, vy : ndarray of int16, shape (pair, y, x)
+        Components in m/year, pairs in any order. A pair takes part where it has both.
+    vx_error, vy_error : ndarray, shape (pair,)
         Standard error of each pair in m/year. One that is not a positive number is replaced by
-        the median of those that are; when none is, all pairs are given the same weight and the
-        error comes out as NaN.
-    weights : ndarray, shape (period, pair)
-        The overlaps from :func:`overlap`, times a weight of the caller's if wanted; the division
-        by sigma squared is done here. A pair takes part in a period where its weight is positive.
+        the median of those that are; when none is, all pairs are given the same weight, and the
+        composite's error comes from their scatter alone.
+    date1, date2 : ndarray of datetime64, shape (pair,)
+        Dates of the two images, in either order. A pair with a missing date takes no part.
+    periods : tuple of Period
+        In any order; a pair takes part in those that it overlaps.
+    method : {"median", "mean"}
+        What the value is.
+    max_displacement : float, optional
+        Leave out, pixel by pixel, the pairs between whose images the ice moves farther than this,
+        in metres: long pairs average a season away, and lose ice that moves fast. How fast it is
+        is the median velocity of the pixel's pairs of up to 32 days (of all, where fewer than
+        five are that short).
     missing : int
-        The value of ``values`` that means there is none.
+        The value that means there is none.
     clip : float or None
         Limit of the outlier rejection; None rejects nothing.
 
     Returns
     -------
     Composite
-        float32 fields and uint32 counts.
 
     Raises
     ------
@@ -210,164 +162,306 @@ def composite(
 
     Notes
     -----
-    Sums are taken about the median in float32, so that they lose nothing to a large mean. Beyond
-    input and output it takes about 16 bytes for each of 2**20 values at a time, or for each pair
-    of 16 pixels if that is more. Time goes with the number of (pair, period) overlaps.
+    Beyond input and output it takes about 30 bytes for each of 2**20 values at a time, or for
+    each pair of 16 pixels if that is more. Time goes with the number of (pair, period) overlaps.
     """
-    values, sigma, weights = np.asarray(values), np.asarray(sigma), np.asarray(weights)
-    if values.ndim != 3 or values.dtype != np.int16:
-        raise InputError(f"values {values.dtype} {values.shape}: accepted is int16 on (pair, y, x)")
-    if sigma.shape != values.shape[:1] or weights.shape[1:] != sigma.shape or weights.ndim != 2:
-        raise InputError(
-            f"sigma {sigma.shape} and weights {weights.shape} do not fit values {values.shape}: "
-            "accepted are (pair,) and (period, pair)"
-        )
-    sigma, stated = _usable(sigma)
-    shape = (len(weights), *values.shape[1:])
-    result = Composite(
-        value=np.full(shape, np.nan, np.float32),
-        error=np.full(shape, np.nan, np.float32),
-        dispersion=np.full(shape, np.nan, np.float32),
-        count=np.zeros(shape, np.uint32),
-        rejected=np.zeros(shape, np.uint32),
-    )
-    ny, nx = shape[1:]
-    for p, row in enumerate(weights):
-        pairs = np.flatnonzero(row > 0)
-        if not pairs.size:
-            continue
-        table = _table(row[pairs].astype(np.float64), sigma[pairs])
-        reach = clip * sigma[pairs].astype(np.float32) if clip is not None and stated else None
-        # rows and columns, and not a flat index: the input may be a view into a larger array
-        size = max(16, _CHUNK_VALUES // pairs.size)
-        width = min(size, max(nx, 1))
-        height = max(1, size // width)
-        for y, x in itertools.product(range(0, ny, height), range(0, nx, width)):
-            area = (slice(y, y + height), slice(x, x + width))
-            block = values[:, *area][pairs]
-            pixels = np.ascontiguousarray(block.reshape(pairs.size, -1).T)
-            part = _reduce(pixels, table, reach, missing, clip)
-            for field, got in zip(
-                (result.value, result.error, result.dispersion, result.count, result.rejected),
-                part,
-                strict=True,
-            ):
-                field[p][area] = got.reshape(block.shape[1:])
-    if not stated:
-        result.error.fill(np.nan)
-    return result
-
-
-def _usable(sigma: Floats) -> tuple[NDArray[np.float64], bool]:
-    """Errors with the unusable ones replaced, and whether any was usable."""
-    sigma = sigma.astype(np.float64)
-    good = np.isfinite(sigma) & (sigma > 0)
-    if not good.any():
-        return np.ones(sigma.shape), False
-    return np.where(good, sigma, np.median(sigma[good])), True
-
-
-def _table(overlaps: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float32]:
-    """w, w^2 sigma^2 and 1 for each pair: what the mask is multiplied with. Shape (pair, 3).
-
-    The scale of w cancels in everything but the error, where the root of the second column is
-    divided by the first: any common factor goes. Scaled to 1, float32 holds both.
-    """
-    w = overlaps / sigma**2
-    w /= w.max()
-    return np.stack([w, (w * sigma) ** 2, np.ones_like(w)], axis=1).astype(np.float32)
+    _check(vx, vy, vx_error, vy_error, date1, date2)
+    first, last = (each(date1, date2).astype("M8[ns]") for each in (np.minimum, np.maximum))
+    start, end = ((date - _EPOCH) / _DAY for date in (first, last))
+    limit = None
+    if max_displacement is not None:
+        limit = _longest(vx, vy, end - start, max_displacement, missing)
+    sigmas = [_usable(vx_error), _usable(vy_error)]
+    shape = (len(periods), *vx.shape[1:])
+    floats: defaultdict[str, Single] = defaultdict(lambda: np.full(shape, np.nan, np.float32))
+    counts = {name: np.zeros(shape, np.uint32) for name in ("count", "rejected", "too_long")}
+    for p, period in enumerate(periods):
+        share = overlap((period,), first, last)[0]
+        some = np.flatnonzero(share > 0)
+        for rows, columns in _blocks(vx.shape[1:], some.size):
+            x, y = vx[:, rows, columns][some], vy[:, rows, columns][some]
+            # scenes have edges: many pairs have nothing in so small an area
+            kept = (x != missing).any(axis=(1, 2))
+            pairs = some[kept]
+            if not pairs.size:
+                continue
+            x, y = (np.ascontiguousarray(c[kept].reshape(pairs.size, -1).T) for c in (x, y))
+            there = (x != missing) & (y != missing)
+            short = there
+            if limit is not None:
+                short = there & ((end - start)[pairs] <= limit[rows, columns].reshape(-1, 1))
+            components = [
+                _Component(values, short, share[pairs], sigma[pairs], stated)
+                for values, (sigma, stated) in zip((x, y), sigmas, strict=True)
+            ]
+            found = _reduce(components, short, start[pairs], end[pairs], method, clip)
+            found["too_long"] = _count(there) - _count(short)
+            for name, pixels in found.items():
+                part = (counts[name] if name in counts else floats[name])[p, rows, columns]
+                part[...] = pixels.reshape(part.shape)
+    return _finished(floats, counts, method)
 
 
 def _reduce(
-    block: NDArray[np.int16],
-    table: NDArray[np.float32],
-    reach: NDArray[np.float32] | None,
-    missing: int,
+    components: list[_Component],
+    there: NDArray[np.bool_],
+    start: Floats,
+    end: Floats,
+    method: Estimator,
     clip: float | None,
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """Value, error, dispersion, count and rejected of some pixels: block is (pixel, pair)."""
-    there = block != missing
-    n = np.count_nonzero(there, axis=1)
-    median, mad = _median_and_mad(block, there, n)
-    delta = block - median[:, None]
-    use = there
+) -> dict[str, Any]:
+    """What the pairs of a period make of some pixels: fields and terms by name, (pixel,) each."""
+    use = there.copy()
     if clip is not None:
-        size = np.abs(delta)
-        near = size <= (np.float32(clip * _MAD_TO_SIGMA) * mad)[:, None]
-        if reach is not None:
-            near |= size <= reach
-        use = there & near
-        del size, near
-    mask = use.astype(np.float32)
-    w, noise, count = (mask @ table).T
-    # the products with the weights are all that is left of the pairs: two matrix products
-    delta *= mask
-    first = delta @ table[:, 0]
-    delta *= delta
-    second = delta @ table[:, 0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = first / w
-        error = np.sqrt(noise) / w
-        dispersion = np.sqrt(np.maximum(second / w - mean * mean, 0))
-    dispersion[count < 2] = np.nan
-    return median + mean, error, dispersion, count, n - count
+        for component in components:
+            component.reject(use, clip)
+    middles = (start + end) / 2
+    about = middles.mean()  # float32 is fine enough for the days from there
+    found: dict[str, Any] = {
+        "count": _count(use),
+        "rejected": _count(there) - _count(use),
+        "first_date": -_latest(use, -start),
+        "last_date": _latest(use, end),
+    }
+    for name, component in zip(("vx", "vy"), components, strict=True):
+        estimate = component.estimate(use, (middles - about).astype(np.float32), method)
+        found |= {f"{name}_{term}": pixels for term, pixels in estimate.items()}
+    found["mean_date"] = about + (found.pop("vx_date") + found.pop("vy_date")).astype("f8") / 2
+    return found
 
 
-def _median_and_mad(
-    block: NDArray[np.int16], there: NDArray[np.bool_], n: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Median and median absolute deviation along the last axis; 0 where there is nothing.
+def _finished(
+    floats: Mapping[str, Single], counts: Mapping[str, NDArray[np.uint32]], method: Estimator
+) -> Composite:
+    """Speed and errors, which need all periods of a pixel."""
+    terms = ("n", "stated", "own", "extra", "near")
+    vx, vy = floats["vx_value"], floats["vy_value"]
+    x, y = (
+        _variances(method, *(floats[f"{name}_{term}"] for term in terms)) for name in ("vx", "vy")
+    )
+    v, v_error = speed(vx, vy, x, y)
+    return Composite(
+        v=v,
+        vx=vx,
+        vy=vy,
+        v_error=v_error,
+        vx_error=np.sqrt(x.sum(axis=0)),
+        vy_error=np.sqrt(y.sum(axis=0)),
+        dispersion=np.hypot(floats["vx_dispersion"], floats["vy_dispersion"]),
+        mean_date=floats["mean_date"],
+        first_date=floats["first_date"],
+        last_date=floats["last_date"],
+        count=counts["count"],
+        rejected=counts["rejected"],
+        too_long=counts["too_long"],
+    )
 
-    The sort is numpy's radix sort, as fast on any processor. The deviations need no second one:
-    in sorted order the h values nearest to the median are neighbours, so that the h-th smallest
-    deviation is found by bisection for where they begin.
+
+class _Component:
+    """One component of the pairs of a period in some pixels: arrays are (pixel, pair)."""
+
+    def __init__(
+        self,
+        values: NDArray[np.int16],
+        there: NDArray[np.bool_],
+        share: Floats,
+        sigma: Floats,
+        stated: bool,
+    ) -> None:
+        self._ordered, self._there = Ordered(values, there), there
+        self._share, self._sigma, self._stated = share, sigma, stated
+
+    def reject(self, use: NDArray[np.bool_], clip: float) -> None:
+        """Put the outliers out of use, in place."""
+        ordered = self._ordered
+        weights = ordered.weigh(self._there, self._share)
+        median = ordered.quantile(0.5)
+        limit = (_SIGMA_PER_MAD * ordered.deviation(median))[:, None] ** 2
+        if self._stated:
+            variance = ordered.of(self._sigma**2)
+            with np.errstate(invalid="ignore"):
+                # that of the median: two pairs must not find the better of them an outlier
+                about = np.float32(np.pi / 2) * _sum(weights, weights, variance) / ordered.total**2
+            limit = np.maximum(limit, variance + about[:, None])
+        off = ordered.values - median[:, None]
+        off *= off
+        pixel, nth = np.nonzero((off > np.float32(clip**2) * limit) & (weights > 0))
+        use[pixel, ordered.origin[pixel, nth]] = False
+
+    def estimate(
+        self, use: NDArray[np.bool_], dates: Floats, method: Estimator
+    ) -> dict[str, Floats]:
+        """Value, dispersion, mean date and the terms of the error, ``(pixel,)`` each.
+
+        The terms: ``n``, effective pairs; ``stated``, variance of the value by stated errors;
+        ``own``, the variance of one pair by them; ``extra``, that which they don't explain, NaN
+        for a single pair; ``near``, variance of the median by the values around it.
+        """
+        ordered, count = self._ordered, _count(use)
+        w = self._share / self._sigma**2
+        weights = ordered.weigh(use, w / w.max())  # any factor goes: float32 holds their squares
+        sigma = ordered.of(self._sigma)
+        total, squares = ordered.total, _sum(weights, weights)
+        middle = ordered.quantile(0.5)
+        off = ordered.values - middle[:, None]
+        first, second = _sum(weights, off), _sum(weights, off, off)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            n = total**2 / squares
+            about_mean = np.maximum(second - first**2 / total, 0)
+            own = noise = allowed = np.zeros_like(n)
+            if self._stated:
+                own = (total / _sum(weights, ordered.of(1 / self._sigma))) ** 2
+                noise = _sum(weights, weights, sigma, sigma) / total
+                allowed = (_sum(weights, sigma, sigma) - noise) * (1 + np.sqrt(2 / (count - 1)))
+            extra = np.maximum(about_mean - allowed, 0) / (total - squares / total)
+            date = _sum(weights, ordered.of(dates)) / total
+            out: dict[str, Floats] = {"date": date, "n": n, "own": own, "extra": extra}
+            if method == "mean":
+                out["value"] = middle + first / total
+                out["dispersion"] = np.sqrt(about_mean / total)
+                out["stated"] = noise / total
+                out["near"] = np.zeros_like(n)
+            else:
+                out["value"] = middle
+                out["dispersion"] = _SIGMA_PER_MAD * ordered.deviation(middle)
+                out["stated"] = (np.pi / 2 - (np.pi / 2 - 1) / n) / n * own
+                step = 0.5 / np.sqrt(n)
+                below, above = ordered.quantile(0.5 - step), ordered.quantile(0.5 + step)
+                out["near"] = ((above - middle) ** 2 + (middle - below) ** 2) / 2
+        for name in ("extra", "dispersion"):
+            out[name] = np.where(count > 1, out[name], np.nan)
+        return {name: np.where(count > 0, values, np.nan) for name, values in out.items()}
+
+
+def _variances(
+    method: Estimator, n: Floats, stated: Floats, own: Floats, extra: Floats, near: Floats
+) -> Floats:
+    """Variance of the value by stated errors and by what they leave unexplained.
+
+    From the terms of :meth:`_Component.estimate`, all (period, y, x); the result has one more
+    dimension of two in front. Their sum is the square of the standard error.
     """
-    # the largest int16 sorts behind all (a value equal to it does no harm among its equals)
-    ordered = np.where(there, block, np.int16(32767))
-    ordered.sort(axis=1, kind="stable")
-    rows = np.arange(len(block))
-
-    def at(k: NDArray[np.intp]) -> NDArray[np.float32]:
-        kth: NDArray[np.float32] = ordered[rows, np.clip(k, 0, np.maximum(n - 1, 0))].astype("f4")
-        return kth
-
-    median = 0.5 * (at((n - 1) // 2) + at(n // 2))
-
-    def nearest(h: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Give the h-th smallest deviation (h from 1)."""
-        low, high = np.zeros_like(n), np.maximum(n - h, 0)
-        while (low < high).any():
-            mid = (low + high) // 2
-            # moving the run of h values to the right loses ordered[mid], gains ordered[mid + h]
-            right = median - at(mid) > at(mid + h) - median
-            low = np.where(right & (low < high), mid + 1, low)
-            high = np.where(~right & (low < high), mid, high)
-        farther: NDArray[np.float32] = np.maximum(median - at(low), at(low + h - 1) - median)
-        return farther
-
-    mad = 0.5 * (nearest((n + 1) // 2) + nearest(n // 2 + 1))
-    median[n == 0] = 0
-    mad[n == 0] = 0
-    return median, mad
+    known = np.count_nonzero(np.isfinite(extra), axis=0, keepdims=True)
+    rank = np.maximum(np.rint(0.7 * (known - 1)).astype(np.intp), 0)
+    ranked = np.take_along_axis(np.sort(extra, axis=0), rank, axis=0)  # NaN last
+    others = np.where(known > 0, ranked, np.float32(0))
+    tau2 = (n * np.where(np.isnan(extra), others, extra) + _OTHERS * others) / (n + _OTHERS)
+    # a variance known from few values: the error's distribution is Student's
+    wide = tau2 * (1 + 3 / (n + 3)) / n
+    parts = [stated, wide]
+    if method == "median":
+        near = (n * near + _STEADY * (stated + _TREND * wide)) / (n + _STEADY)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = tau2 / (own + tau2)
+        parts = [(1 - share) * stated, share * near]
+    variances = np.stack(parts).astype(np.float32)
+    variances[:, variances.sum(axis=0) == 0] = np.nan  # nothing is stated, or to be seen
+    return variances
 
 
-def speed(vx: Floats, vy: Floats, vx_error: Floats, vy_error: Floats) -> tuple[Floats, Floats]:
+def _longest(
+    vx: NDArray[np.int16], vy: NDArray[np.int16], days: Floats, displacement: float, missing: int
+) -> Floats:
+    """The days in which the ice of each pixel moves so far, (y, x)."""
+    longest = np.empty(vx.shape[1:])
+    for rows, columns in _blocks(vx.shape[1:], days.size):
+        x, y = (
+            np.ascontiguousarray(c[:, rows, columns].reshape(days.size, -1).T) for c in (vx, vy)
+        )
+        there = (x != missing) & (y != missing)
+        short = there & (days <= SHORT_DAYS)
+        few = _count(short) < _ENOUGH_SHORT
+        short[few] = there[few]
+        medians = []
+        for values in (x, y):
+            ordered = Ordered(values, short)
+            ordered.weigh(short, np.ones(days.size, np.float32))
+            medians.append(ordered.quantile(0.5))
+        with np.errstate(divide="ignore"):
+            found = displacement / np.hypot(*medians) * _DAYS_PER_YEAR
+        part = longest[rows, columns]
+        part[...] = found.reshape(part.shape)
+    return longest
+
+
+def _sum(*factors: Floats) -> Floats:
+    """Sum of products along the rows; not by BLAS, whose threads get into each other's way."""
+    indices = ",".join(["ij"] * len(factors))
+    return np.asarray(np.einsum(f"{indices}->i", *factors))
+
+
+def _latest(use: NDArray[np.bool_], dates: Floats) -> Floats:
+    """The latest date in use in each row; NaN without any."""
+    order = np.argsort(dates)
+    rank = np.empty(order.size, np.uint32)
+    rank[order] = np.arange(1, order.size + 1)
+    latest: Floats = np.append(np.nan, dates[order])[(use * rank).max(axis=1)]
+    return latest
+
+
+def _count(use: NDArray[np.bool_]) -> NDArray[np.intp]:
+    return np.asarray(np.count_nonzero(use, axis=1))
+
+
+def _usable(sigma: Floats) -> tuple[Floats, bool]:
+    """Errors with the unusable ones replaced, and whether any was usable."""
+    good = np.isfinite(sigma) & (sigma > 0)
+    if not good.any():
+        return np.ones(sigma.shape, np.float32), False
+    return np.where(good, sigma, np.median(sigma[good])).astype(np.float32), True
+
+
+def _blocks(shape: tuple[int, ...], pairs: int) -> Iterator[tuple[slice, slice]]:
+    """Compact parts of a tile, of so many pixels that the temporaries stay in the cache."""
+    ny, nx = shape
+    size = max(16, _BLOCK_VALUES // max(pairs, 1))
+    height = max(1, min(ny, size // min(nx, _BLOCK_WIDTH)))
+    width = max(1, min(nx, size // height))
+    for y, x in itertools.product(range(0, ny, height), range(0, nx, width)):
+        yield slice(y, y + height), slice(x, x + width)
+
+
+def _check(vx: Any, vy: Any, vx_error: Any, vy_error: Any, date1: Any, date2: Any) -> None:
+    for values in (vx, vy):
+        if values.ndim != 3 or values.dtype != np.int16 or values.shape != vx.shape:
+            raise InputError(
+                f"velocities {values.dtype} {values.shape}: accepted are two of int16 on "
+                "(pair, y, x)"
+            )
+    of_pairs = {"vx_error": vx_error, "vy_error": vy_error, "date1": date1, "date2": date2}
+    for name, values in of_pairs.items():
+        if values.shape != vx.shape[:1]:
+            raise InputError(
+                f"{name} {values.shape}: accepted is one for each of {vx.shape[0]} pairs"
+            )
+
+
+def speed(
+    vx: Floats, vy: Floats, x_variances: Floats, y_variances: Floats
+) -> tuple[Floats, Floats]:
     """Speed and its error from the components; the mean of speeds is biased by noise.
 
     Parameters
     ----------
-    vx, vy, vx_error, vy_error : ndarray
-        Components and their standard errors, independent of each other, in m/year.
+    vx, vy : ndarray
+        Components in m/year.
+    x_variances, y_variances : ndarray
+        Their variances, with one more dimension of two in front: by stated errors, which are
+        independent of each other, and beyond these. The latter is taken for a change of speed:
+        ice speeds up or slows down along its way, so that both components change together.
 
     Returns
     -------
     v, v_error : ndarray
-        ``sqrt(vx^2 + vy^2)`` and ``sqrt(vx^2 sx^2 + vy^2 sy^2) / v`` in m/year, NaN where a
-        component is. Without motion, where that has no value, the error is
-        ``sqrt((sx^2 + sy^2) / 2)``: its root mean square over all directions.
+        With the direction ``(c, s) = (vx, vy) / v``: ``sqrt(vx^2 + vy^2)`` and
+        ``sqrt(c^2 x0 + s^2 y0 + (|c| sqrt(x1) + |s| sqrt(y1))^2)`` in m/year, NaN where a
+        component is. Without motion the error is the root mean square of that over all
+        directions of a vector whose components are independent.
     """
     v = np.hypot(vx, vy)
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.hypot(vx * vx_error, vy * vy_error) / v
-    still = np.hypot(vx_error, vy_error) * np.sqrt(0.5)
-    return v, np.where(v == 0, still, error).astype(v.dtype)
+        c, s = np.abs(vx) / v, np.abs(vy) / v
+    c, s = (np.where(v == 0, np.float32(np.sqrt(0.5)), part) for part in (c, s))
+    noise = c**2 * x_variances[0] + s**2 * y_variances[0]
+    change = (c * np.sqrt(x_variances[1]) + s * np.sqrt(y_variances[1])) ** 2
+    return v, np.sqrt(noise + change).astype(v.dtype)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import fields
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +18,22 @@ from typing import Any, Protocol
 import numpy as np
 from sqlalchemy import Engine
 
-from firnline.arrays import instants
 from firnline.cache import jobs, products, store
-from firnline.cache.composite import Composite, Period, composite, overlap, periods, speed
+from firnline.cache.composite_store import (
+    check_periods,
+    composite_tile,
+    keep_tile,
+    planned_periods,
+    write_composites,
+)
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
-from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
+from firnline.cache.periods import Period, as_arrays
+from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
 from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
-from firnline.errors import JobDismissedError, JobLostError, SourceMissingError
+from firnline.errors import JobDismissedError, JobLostError
 from firnline.settings import Settings
 from firnline.source import Source
 
@@ -36,36 +41,7 @@ Raw = np.ndarray[Any, np.dtype[Any]]
 
 # Beside the subset in an attempt's folder, which goes when the subset is published: whatever
 # moment an attempt dies at, the next one finds what it needs.
-_PLAN, _TILES, _SUBSET = "plan.json", "tiles", "subset"
-
-_COMPOSITE_FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "v": ("f4", {"long_name": "speed, from the composited components", "units": "meter/year"}),
-    "vx": (
-        "f4",
-        {
-            "standard_name": "land_ice_surface_x_velocity",
-            "long_name": "velocity along x of the grid",
-            "units": "meter/year",
-        },
-    ),
-    "vy": (
-        "f4",
-        {
-            "standard_name": "land_ice_surface_y_velocity",
-            "long_name": "velocity along y of the grid",
-            "units": "meter/year",
-        },
-    ),
-    "v_error": ("f4", {"long_name": "standard error of v, formal", "units": "meter/year"}),
-    "vx_error": ("f4", {"long_name": "standard error of vx, formal", "units": "meter/year"}),
-    "vy_error": ("f4", {"long_name": "standard error of vy, formal", "units": "meter/year"}),
-    "dispersion": (
-        "f4",
-        {"long_name": "weighted scatter of the pairs about the composite", "units": "meter/year"},
-    ),
-    "count": ("u4", {"long_name": "image pairs used", "units": "1"}),
-    "rejected": ("u4", {"long_name": "image pairs left out as outliers", "units": "1"}),
-}
+_PLAN, _SUBSET = "plan.json", "subset"
 
 
 class Pulse(Protocol):
@@ -97,13 +73,15 @@ def plan_request(
         cubes = indexed_cubes(engine, request, chosen, settings.allowed_sources)
     if cubes is None:
         cubes = _open_cubes(settings, chosen)
-    return make_plan(
+    plan = make_plan(
         request,
         crs,
         cubes,
         memory_limit=settings.memory_limit,
         max_bytes=settings.max_job_bytes,
     )
+    check_periods(plan, settings.max_job_bytes)
+    return plan
 
 
 def _open_cubes(settings: Settings, chosen: Sequence[CubeItem]) -> list[OpenCube]:
@@ -132,7 +110,7 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
     plan = plan_request(engine, settings, request)
     pulse.check()
     work, done = _resume(engine, settings, job, plan)
-    spans = _periods(plan)
+    spans = planned_periods(plan)
     counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
     if spans:
         pulse.say(90, "composites and strain rates")
@@ -184,20 +162,6 @@ def _resume(
     return work, {}
 
 
-def _periods(plan: Plan) -> tuple[Period, ...]:
-    """The calendar periods in which mid-dates lie."""
-    if plan.request.composite is None:
-        return ()
-    first, last = plan.layers.mid_date[0], plan.layers.mid_date[-1]
-    return periods(plan.request.composite, first, last + np.timedelta64(1, "us"))
-
-
-def _period_arrays(spans: tuple[Period, ...]) -> dict[str, Raw]:
-    return {
-        name: np.array([getattr(span, name) for span in spans]) for name in ("start", "end", "mid")
-    }
-
-
 def _run_tiles(
     engine: Engine,
     settings: Settings,
@@ -212,8 +176,7 @@ def _run_tiles(
     variables = plan.request.variables
     todo = [tile for tile in plan.tiles if tile.index not in done]
     order = [(tile, variable) for tile in todo for variable in variables]
-    weights = _weights(plan, spans) if spans else None
-    parts: dict[str, Composite] = {}
+    vx: Raw | None = None
     fetcher = Fetcher(
         plan, todo, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8
     )
@@ -226,11 +189,13 @@ def _run_tiles(
                 if created is not None:
                     created.result()
                 store.write(work / store.PAIRS, variable, tile, values, fetcher.processors)
-            if weights is not None and variable in ("vx", "vy"):
-                parts[variable] = _composite(plan, variable, values, weights, fetcher.processors)
+            if spans and variable == "vx":
+                vx = values.copy()  # the buffer is the next variable's
+            if vx is not None and variable == "vy":
+                found = composite_tile(plan, vx, values, spans, fetcher.processors)
+                keep_tile(work, tile, found)
+                vx = None
             if variable == variables[-1]:
-                if spans:
-                    _keep_composite(work, tile, parts.pop("vx"), parts.pop("vy"))
                 jobs.checkpoint(engine, job, tile.index, fetcher.counts.since_last())
             tiles = len(done) + (n + 1) / len(variables)
             pulse.say(
@@ -239,99 +204,15 @@ def _run_tiles(
     return Counts.total([*done.values(), fetcher.counts.as_dict()])
 
 
-def _composite(
-    plan: Plan, variable: str, values: Raw, weights: Raw, processors: Executor
-) -> Composite:
-    """`composite` of the rows of a tile, in parallel: pixels know nothing of each other."""
-    missing = int(plan.array(variable).missing)
-    sigma = _sigma(plan, variable)
-    rows = np.array_split(np.arange(values.shape[1]), min(4, values.shape[1]))
-    parts = list(
-        processors.map(
-            lambda r: composite(values[:, r[0] : r[-1] + 1], sigma, weights, missing=missing), rows
-        )
-    )
-    return Composite(
-        *(np.concatenate([getattr(p, f.name) for p in parts], axis=1) for f in fields(Composite))
-    )
-
-
-def _weights(plan: Plan, spans: tuple[Period, ...]) -> Raw:
-    """(period, layer): how much of each pair's span lies in each period."""
-    per_pair = plan.layers.per_pair
-    try:
-        dates = [
-            _dates(per_pair[f"acquisition_date_{image}"], plan, f"acquisition_date_{image}")
-            for image in ("img1", "img2")
-        ]
-    except KeyError as error:
-        raise SourceMissingError(
-            f"{plan.cubes[0].source.url} has no {error}, which composites need"
-        ) from None
-    return overlap(spans, *dates)
-
-
-def _dates(values: Raw, plan: Plan, name: str) -> Raw:
-    array = next(c.layout.arrays[name] for c in plan.cubes if name in c.layout.arrays)
-    return instants(values, array)
-
-
-def _sigma(plan: Plan, variable: str) -> Raw:
-    """Standard error of each layer; NaN, for `composite` to deal with, where there is none."""
-    values = plan.layers.per_pair.get(f"{variable}_error")
-    return np.full(len(plan.layers), np.nan, np.float32) if values is None else values
-
-
-def _keep_composite(work: Path, tile: Tile, x: Composite, y: Composite) -> None:
-    """One file of all composites of a tile: its checkpoint, until all tiles are there."""
-    v, v_error = speed(x.value, y.value, x.error, y.error)
-    folder = work.parent / _TILES
-    folder.mkdir(exist_ok=True)
-    aside = folder / f"{tile.index}.partial"
-    with aside.open("wb") as out:
-        np.savez(
-            out,
-            allow_pickle=False,
-            v=v,
-            vx=x.value,
-            vy=y.value,
-            v_error=v_error,
-            vx_error=x.error,
-            vy_error=y.error,
-            dispersion=np.hypot(x.dispersion, y.dispersion),
-            count=np.minimum(x.count, y.count),
-            rejected=np.maximum(x.rejected, y.rejected),
-        )
-    aside.rename(folder / f"{tile.index}.npz")
-
-
 def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
     """The stores of composites and strain rates, whose windows reach across tiles."""
-    common: dict[str, Any] = {
-        "format": plan.request.format,
-        "geobox": plan.geobox,
-        "axes": (plan.x, plan.y),
-        "periods": _period_arrays(spans),
-    }
-    store.create_fields(
-        work / store.COMPOSITE,
-        _COMPOSITE_FIELDS,
-        attributes={
-            "title": "Velocity composites of ITS_LIVE image pairs, by firnline",
-            "source": plan.attribution,
-            "comment": "mean of the pairs weighted by their overlap with the period and by "
-            "1/error^2, after one robust rejection of outliers, component by component",
-        },
-        **common,
-    )
-    velocity = {}
-    for name in _COMPOSITE_FIELDS:
-        whole = _gather_tiles(plan, work, name, len(spans))
-        store.write_field(work / store.COMPOSITE, name, whole)
-        if name in ("vx", "vy", "vx_error", "vy_error"):
-            velocity[name] = whole
+    write_composites(plan, work, spans)
     if not plan.request.strain:
         return
+    velocity = {
+        name: store.read(work / store.COMPOSITE, name)
+        for name in ("vx", "vy", "vx_error", "vy_error")
+    }
     how = plan.request.strain
     radius, length = radius_for(how.length_scale, plan.geobox.affine.a)
     about = {**FIELDS, **(STRESS_FIELDS if how.flow_law else {})}
@@ -346,7 +227,10 @@ def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
             "half_length_asked_m": how.length_scale,
             **describe(how.method, how.gaps, how.flow_law),
         },
-        **common,
+        format=plan.request.format,
+        geobox=plan.geobox,
+        axes=(plan.x, plan.y),
+        periods=as_arrays(spans),
     )
     rates = [
         strain_rates(
@@ -365,12 +249,3 @@ def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
     ]
     for name in about:
         store.write_field(work / store.STRAIN, name, np.stack([period[name] for period in rates]))
-
-
-def _gather_tiles(plan: Plan, work: Path, name: str, periods: int) -> Raw:
-    """A field ``(time, y, x)`` put together from the tiles' files."""
-    whole = np.empty((periods, *plan.shape[1:]), _COMPOSITE_FIELDS[name][0])
-    for tile in plan.tiles:
-        with np.load(work.parent / _TILES / f"{tile.index}.npz", allow_pickle=False) as part:
-            whole[:, tile.rows, tile.columns] = part[name]
-    return whole

@@ -36,6 +36,49 @@ def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
     return settings.cache_dir / "subsets" / id / str(generation)
 
 
+_DATASETS = {"pairs": store.PAIRS, "composite": store.COMPOSITE, "strain": store.STRAIN}
+
+
+def open_stored(engine: Engine, settings: Settings, id: str, dataset: str) -> xr.Dataset:
+    """Open a store of a subset that is there: ``pairs``, ``composite`` or ``strain``.
+
+    Lazy without dask: what is read of it is read at once.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such subset, or it was made without this store.
+    """
+    import xarray as xr
+
+    if dataset not in _DATASETS:
+        raise NotFoundError(f"dataset {dataset[:40]!r} is not one of {', '.join(_DATASETS)}")
+    path = subset_folder(engine, settings, id) / _DATASETS[dataset]
+    if not path.exists():
+        raise NotFoundError(f"subset {id} was made without its {dataset}")
+    opened: xr.Dataset = xr.open_zarr(
+        path, chunks=None, decode_coords="all", decode_timedelta=False
+    )
+    return opened
+
+
+def opened(source: xr.Dataset | str, dataset: str) -> xr.Dataset:
+    """A Dataset as it is; of a subset's id, its store of that name in this installation.
+
+    Raises
+    ------
+    NotFoundError
+    """
+    if not isinstance(source, str):
+        return source
+    settings = Settings()
+    engine = connect(settings.database)
+    try:
+        return open_stored(engine, settings, source, dataset)
+    finally:
+        engine.dispose()
+
+
 def ask(engine: Engine, settings: Settings, request: Request) -> Job:
     """Ask for a request: its job, new or the one that there is already.
 
@@ -97,16 +140,15 @@ def open_subset(
     """
     import xarray as xr
 
-    folders = {"pairs": store.PAIRS, "composite": store.COMPOSITE, "strain": store.STRAIN}
-    if dataset not in folders:
-        raise NotFoundError(f"dataset {dataset!r} is not one of {', '.join(folders)}")
+    if dataset not in _DATASETS:
+        raise NotFoundError(f"dataset {dataset!r} is not one of {', '.join(_DATASETS)}")
     settings = settings or Settings()
     engine = connect(settings.database)
     migrate(engine)
     job = worker.finish(engine, settings, ask(engine, settings, Request.parse(inputs, settings)))
     if job.status != "successful" or job.subset is None:
         raise JobError(f"job {job.id} {job.status}: {job.message}")
-    path = subset_folder(engine, settings, job.subset) / folders[dataset]
+    path = subset_folder(engine, settings, job.subset) / _DATASETS[dataset]
     if not path.exists():
         raise NotFoundError(f"the request asked for no {dataset}")
     opened: xr.Dataset = xr.open_zarr(path, chunks={}, decode_coords="all")

@@ -15,10 +15,10 @@ import numpy as np
 from shapely.geometry import box
 from sqlalchemy import Engine
 
-from firnline.cache import jobs, store
-from firnline.cache.composite import Period
+from firnline.cache import composite_store, jobs, store
 from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
+from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
 from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
 from firnline.database import put_items, put_subset, writing
@@ -78,6 +78,7 @@ def make(
                 "file:size": store.size(work / name),
             }
     if spans:
+        assets["composite"]["firnline:composite"] = _composited(plan, work)
         assets |= _maps(plan, work, spans)
         if min(plan.shape[1:]) > 1:
             assets["thumbnail"] = _quicklook(plan, work, spans)
@@ -199,17 +200,18 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
         "firnline:pairs_read": layers.read,
         "firnline:pairs_kept": layers.kept,
         "firnline:pairs_merged": layers.merged,
-        "firnline:periods": [_label(span, request.composite or "") for span in spans],
+        "firnline:periods": [period_label(span, request.composite or "") for span in spans],
         "firnline:stale": False,
     }
 
 
 def _lineage(plan: Plan) -> str:
     strain = plan.request.strain
+    composite = f", their weighted {plan.request.composite_method} over time"
     rates = f", strain rates by {METHODS[strain.method]}" if strain else ""
     return (
-        "ITS_LIVE image pairs of neighbouring cubes stitched on their lattice, composited over "
-        f"time{rates}; see the provenance asset"
+        "ITS_LIVE image pairs of neighbouring cubes stitched on their lattice"
+        f"{composite if plan.request.composite else ''}{rates}; see the provenance asset"
     )
 
 
@@ -221,31 +223,32 @@ def _title(plan: Plan) -> str:
     )
 
 
-def _label(span: Period, spec: str) -> str:
-    """A period's name as short as it can be: 2019, 2019-03, or both its ends."""
-    start = str(span.start)
-    if spec == "P1Y":
-        return start[:4]
-    if spec == "P1M":
-        return start[:7]
-    return f"{start[:10]}/{str(span.end)[:10]}"
-
-
 def _rfc3339(instant: np.datetime64) -> str:
     return str(instant.astype("M8[us]")) + "Z"
+
+
+def _composited(plan: Plan, work: Path) -> dict[str, Any]:
+    """How composites were made, and how many values went in and were left out."""
+    request = plan.request
+    counts = {
+        f"values_{word}": int(store.read(work / store.COMPOSITE, name).sum(dtype=np.int64))
+        for word, name in (("used", "count"), ("rejected", "rejected"), ("too_long", "too_long"))
+    }
+    return {
+        "period": request.composite,
+        "method": request.composite_method,
+        "max_displacement": request.max_displacement,
+        **counts,
+    }
 
 
 def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[str, Any]]:
     """One COG a field, one band a period."""
     from firnline.cache.raster import write_cog
 
-    labels = [_label(span, plan.request.composite or "") for span in spans]
+    labels = [period_label(span, plan.request.composite or "") for span in spans]
     described = {
-        "v": ("speed", "meter/year"),
-        "vx": ("velocity along x of the grid", "meter/year"),
-        "vy": ("velocity along y of the grid", "meter/year"),
-        "v_error": ("standard error of the speed", "meter/year"),
-        "count": ("image pairs used", "1"),
+        name: (about["long_name"], about["units"]) for name, about in composite_store.FIELDS.items()
     }
     maps = [(store.COMPOSITE, name) for name in VELOCITY_MAPS]
     if plan.request.strain:
@@ -309,7 +312,7 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
         y=plan.y,
         crs=plan.crs,
         title=f"ITS_LIVE velocity{' and strain rate' if plan.request.strain else ''}, "
-        f"{_label(spans[fullest], plan.request.composite or '')}",
+        f"{period_label(spans[fullest], plan.request.composite or '')}",
         subtitle=f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes",
         credit=plan.attribution,
     )

@@ -26,7 +26,8 @@ from pyproj import CRS
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from firnline.cache.composite import periods
+from firnline.cache.composite import Estimator
+from firnline.cache.periods import canonical
 from firnline.cache.strain import FlowLaw, Gaps, Method
 from firnline.crs import LONLAT, crs_code, parse_crs, transformer
 from firnline.errors import (
@@ -40,6 +41,9 @@ from firnline.settings import Settings
 
 # Part of every key: raised when the same request would be answered with different data.
 _PRODUCT_VERSION = 1
+
+# Not part of the key without composites: requests had the same answer before these inputs came.
+_OF_COMPOSITES = ("composite_method", "max_displacement")
 
 Variable = Literal[
     "v", "vx", "vy", "v_error", "va", "vr", "M11", "M12", "interp_mask",
@@ -137,8 +141,20 @@ class Request(BaseModel):
     )
     composite: str | None = Field(
         "P1Y",
-        description="Calendar period of the composites: P1Y, P1M, any ISO 8601 PnY or PnM, "
-        "'all' for one over everything, or null for none.",
+        description="Calendar period of the composites: year, month, season, any ISO 8601 "
+        "duration as P1Y, P3M, P1W or P16D, 'all' for one over everything, or null for none.",
+    )
+    composite_method: Estimator = Field(
+        "median",
+        description="Weighted median of the image pairs, or their weighted mean. Weights are the "
+        "part of a pair's time that lies in the period, over its stated error squared.",
+    )
+    max_displacement: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Leave out of the composites, pixel by pixel, the pairs between whose images "
+        "the ice moves farther than this, in metres: long pairs miss fast and seasonal ice.",
     )
     strain: Strain | Literal[False] = Field(
         default_factory=lambda: Strain(), description="Strain rates of the composites, or false."
@@ -210,10 +226,7 @@ class Request(BaseModel):
     @field_validator("composite", mode="before")
     @classmethod
     def _known_period(cls, value: object) -> object:
-        if value in (None, "none"):
-            return None
-        periods(str(value), np.datetime64("2019-01-01"), np.datetime64("2020-01-01"))
-        return value
+        return None if value in (None, "none") else canonical(str(value))
 
     @model_validator(mode="after")
     def _one_area(self) -> Request:
@@ -223,6 +236,8 @@ class Request(BaseModel):
             raise InputError(f"out_crs {self.out_crs} is not projected; the cubes' CRSs are")
         if not self.pairs and self.composite is None:
             raise InputError("pairs false and composite null leave nothing to store")
+        if self.max_displacement is not None and self.composite is None:
+            raise InputError("max_displacement is for composites: give a composite as well")
         if self.strain and self.composite is None:
             raise InputError("strain needs a composite: give one, or set strain to false")
         if self.composite is not None and not {"vx", "vy"} <= set(self.variables):
@@ -291,7 +306,11 @@ class Request(BaseModel):
     @cached_property
     def key(self) -> str:
         """64 hex characters, equal for equal requests."""
-        text = json.dumps([_PRODUCT_VERSION, self.to_inputs()], sort_keys=True)
+        inputs = self.to_inputs()
+        if self.composite is None:
+            for name in _OF_COMPOSITES:
+                del inputs[name]
+        text = json.dumps([_PRODUCT_VERSION, inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

@@ -180,11 +180,28 @@ def write(path: Path, name: str, tile: Tile, values: Raw, processors: Executor) 
     )
 
 
-def write_field(path: Path, name: str, values: Raw) -> None:
-    """Write a whole field ``(time, y, x)``, chunks without a value as well."""
+def write_field(
+    path: Path,
+    name: str,
+    values: Raw,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+) -> None:
+    """Write a field ``(time, y, x)``, or a block of it, chunks without a value as well."""
     array = zarr.open_array(path, path=name, mode="r+")
     # zarr 3.1 takes no notice of `config` when it opens an array
-    array.with_config({"write_empty_chunks": True})[...] = values
+    array.with_config({"write_empty_chunks": True})[:, rows, columns] = values
+
+
+def field_blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """The parts ``(rows, columns)`` of a field that are whole chunks, and shards, of their own."""
+    height, width = shape
+    for row in range(0, height, _MAP_SIDE):
+        for column in range(0, width, _MAP_SIDE):
+            yield (
+                slice(row, min(row + _MAP_SIDE, height)),
+                slice(column, min(column + _MAP_SIDE, width)),
+            )
 
 
 def read(path: Path, name: str) -> Raw:

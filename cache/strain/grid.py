@@ -52,8 +52,8 @@ def grid_mapping(ds: xr.Dataset) -> tuple[str, pyproj.CRS]:
     ------
     CRSError
     """
-    vx = ds["vx"]
-    named = vx.attrs.get("grid_mapping") or vx.encoding.get("grid_mapping")
+    stated = [c.attrs.get("grid_mapping") or c.encoding.get("grid_mapping") for c in ds.values()]
+    named = next((name for name in stated if name), None)
     if named is None:
         found = [name for name, c in ds.variables.items() if "grid_mapping_name" in c.attrs]
         found += [name for name in ("spatial_ref", "mapping", "crs") if name in ds.variables]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -189,25 +190,110 @@ def test_composites_and_strain_agree_with_the_analytic_field(
     np.testing.assert_allclose(composite.v, np.hypot(composite.vx, composite.vy), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"composite": "season", "composite_method": "mean", "max_displacement": 300},
+        {"composite": "all", "format": "v2"},
+    ],
+)
 def test_composite_is_that_of_the_whole_pairs_array(
+    sample: Any,
+    engine: Engine,
+    settings: Settings,
+    inputs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tile by tile, and stored block by block, or all at once is the same."""
+    from firnline.cache.composite import composite
+    from firnline.cache.periods import period_label, periods
+
+    monkeypatch.setattr("firnline.cache.store._MAP_SIDE", 32)
+    small = settings.model_copy(update={"memory_limit": 1})  # forces the smallest tiles
+    folder, item = run(
+        engine, small, bbox=sample.mirror.aoi, crs="EPSG:3413", strain=False, **inputs
+    )
+    pairs = xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False).load()
+    if "format" not in inputs:
+        assert pairs.vx.encoding["shards"][1:] == (20, 20)
+    raw = xr.open_zarr(folder / "pairs.zarr").load()
+    dates = [raw[f"acquisition_date_img{n}"].values for n in (1, 2)]
+    spec = inputs.get("composite", "P1Y")
+    ends = (dates[0].min(), dates[1].max()) if spec == "all" else raw.mid_date.values[[0, -1]]
+    spans = periods(spec, ends[0], ends[1] + np.timedelta64(1, "us"))
+    whole = composite(
+        pairs.vx.values, pairs.vy.values, pairs.vx_error.values, pairs.vy_error.values, *dates,
+        spans, method=inputs.get("composite_method", "median"),
+        max_displacement=inputs.get("max_displacement"),
+    )  # fmt: skip
+    got = xr.open_zarr(folder / "composite.zarr", decode_cf=False).load()
+    for name in (f.name for f in fields(whole)):
+        np.testing.assert_allclose(got[name], getattr(whole, name), rtol=2e-4, err_msg=name)
+    assert item["properties"]["firnline:periods"] == [period_label(s, spec) for s in spans]
+    bounds = xr.open_zarr(folder / "composite.zarr").time_bounds.values.astype("M8[s]")
+    assert (bounds[1:, 0] == bounds[:-1, 1]).all()
+    about = item["assets"]["composite"]["firnline:composite"]
+    assert about == {
+        "period": spec,
+        "method": inputs.get("composite_method", "median"),
+        "max_displacement": inputs.get("max_displacement"),
+        "values_used": int(whole.count.sum()),
+        "values_rejected": int(whole.rejected.sum()),
+        "values_too_long": int(whole.too_long.sum()),
+    }
+    assert about["values_used"] > about["values_rejected"] > 0  # the sample has blunders
+    assert (about["values_too_long"] > 0) == ("max_displacement" in inputs)
+
+
+def test_errors_of_composites_are_calibrated(
     sample: Any, engine: Engine, settings: Settings
 ) -> None:
-    """Tile by tile or all at once is the same."""
-    from firnline.cache.composite import composite, overlap, periods
-
-    small = settings.model_copy(update={"memory_limit": 1})  # forces the smallest tiles
-    folder, item = run(engine, small, bbox=sample.mirror.aoi, crs="EPSG:3413", strain=False)
-    pairs = xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False).load()
-    assert pairs.vx.encoding["shards"][1:] == (20, 20)
-    raw = xr.open_zarr(folder / "pairs.zarr").load()
-    spans = periods("P1Y", pairs.mid_date.values[0], pairs.mid_date.values[-1])
-    weights = overlap(spans, raw.acquisition_date_img1.values, raw.acquisition_date_img2.values)
-    whole = composite(pairs.vx.values, pairs.vx_error.values, weights)
+    """Against the mean of the field over each year, which its season and trend go around."""
+    folder, _ = run(
+        engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413", pairs=False, strain=False
+    )
     got = xr.open_zarr(folder / "composite.zarr").load()
-    np.testing.assert_allclose(got.vx, whole.value, rtol=1e-5, atol=1e-3)
-    assert item["properties"]["firnline:periods"] == [str(s.start)[:4] for s in spans]
-    bounds = got.time_bounds.values.astype("M8[s]")
-    assert bounds[0, 1] == bounds[1, 0]
+    x, y = np.meshgrid(got.x, got.y)
+    steady = sample.mirror.flow.velocity(x, y)
+    # the middle of each year, where trend and season are those of its mean
+    factor = sample.mirror.flow.factor(got.time.dt.year.values + 0.5)[:, None, None]
+    truth = {"vx": factor * steady[0], "vy": factor * steady[1], "v": factor * np.hypot(*steady)}
+    for name, values in truth.items():
+        off = np.abs(got[name].values - values) / got[f"{name}_error"].values
+        off = off[got["count"].values > 0]
+        assert 0.60 <= np.mean(off <= 1) <= 0.76, name
+        assert np.mean(off <= 2) >= 0.90, name
+
+
+def test_dates_of_composites_are_dates(sample: Any, engine: Engine, settings: Settings) -> None:
+    folder, _ = run(
+        engine, settings, bbox=sample.mirror.aoi, crs="EPSG:3413", composite="P6M", strain=False
+    )
+    got = xr.open_zarr(folder / "composite.zarr").load()
+    pairs = xr.open_zarr(folder / "pairs.zarr").load()
+    there = (got["count"] > 0).values
+    for name in ("first_date", "mean_date", "last_date"):
+        assert got[name].dtype.kind == "M"
+        np.testing.assert_array_equal(~np.isnat(got[name].values), there)
+    first, mean, last = (got[f"{n}_date"].values[there] for n in ("first", "mean", "last"))
+    assert (first < mean).all()
+    assert (mean < last).all()
+    close = np.timedelta64(3, "m")  # what float32 days tell apart
+    assert first.min() - pairs.acquisition_date_img1.values.min() < close
+    assert pairs.acquisition_date_img2.values.max() - last.max() < close
+
+
+def test_too_many_periods_are_refused(sample: Any, engine: Engine, settings: Settings) -> None:
+    from firnline.cache.materialise import plan_request
+    from firnline.errors import TooLargeError
+
+    small = settings.model_copy(update={"max_job_bytes": 40_000_000})
+    asked = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "strain": False}
+    for spec in ("P1M", "all"):
+        plan_request(engine, small, Request.parse({**asked, "composite": spec}, small))
+    with pytest.raises(TooLargeError, match=r"1,\d\d\d periods, P1D each.*FIRNLINE_MAX_JOB_BYTES"):
+        plan_request(engine, small, Request.parse({**asked, "composite": "P1D"}, small))
 
 
 def test_each_chunk_is_fetched_once_and_no_other(
@@ -394,7 +480,7 @@ def test_periods_without_data_and_tiny_areas(
     ):
         folder, item = run(engine, small, bbox=bbox, crs="EPSG:3413", composite="P1M")
         composite = xr.open_zarr(folder / "composite.zarr").load()
-        assert (composite["rejected"].sum(["y", "x"]) == 0).any(), "a map of nothing but zeros"
+        assert not composite["too_long"].any(), "a field of nothing but zeros"
         np.testing.assert_array_equal(composite["count"] == 0, np.isnan(composite.v))
         shape = tuple(item["properties"]["proj:shape"])
         assert composite.v.shape[1:] == shape

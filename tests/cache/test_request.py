@@ -56,7 +56,10 @@ def parse(**inputs: Any) -> Request:
         ({"collection": "sentinel-2"}, InputError, "itslive-cubes"),
         ({"satellites": ["landsat 8"]}, InputError, "satellites"),
         ({"dt_days": [60, 10]}, InputError, "least"),
-        ({"composite": "P1W"}, InputError, "P1Y"),
+        ({"composite": "P1W1D"}, InputError, "P1Y"),
+        ({"composite_method": "mode"}, InputError, "median"),
+        ({"max_displacement": 0}, InputError, "max_displacement"),
+        ({"composite": None, "strain": False, "max_displacement": 9}, InputError, "composite"),
         ({"composite": None}, InputError, "strain needs a composite"),
         ({"variables": ["v"]}, InputError, "vx and vy"),
         ({"pairs": False, "composite": None, "strain": False}, InputError, "nothing to store"),
@@ -140,7 +143,9 @@ inputs = st.fixed_dictionaries(
         "variables": st.permutations(["vx", "vy", "v_error"]),
         "satellites": st.lists(st.sampled_from(["L8", "S1A", "S2"]), max_size=4),
         "dt_days": st.sampled_from([None, [0, 60], [0.0, 60.0]]),
-        "composite": st.sampled_from(["P1Y", "P1M", "all"]),
+        "composite": st.sampled_from(["P1Y", "P1M", "year", "season", "P2W", "P16D", "all"]),
+        "composite_method": st.sampled_from(["median", "mean"]),
+        "max_displacement": st.sampled_from([None, 500]),
         "strain": st.sampled_from(
             [
                 False,
@@ -186,13 +191,32 @@ def test_equal_requests_have_one_key() -> None:
 def test_keys_of_older_requests_stay() -> None:
     """Made before strain had any other input than method and length_scale."""
     request = parse(bbox=[-50, 69, -49, 69.3])
-    assert request.key == "79591e29ca948049f4a964b5c4b98fdcd5938d18e43537b735b35b00f0da1cf7"
     assert request.to_inputs()["strain"] == {"method": "plane", "length_scale": 500.0}
     same = {"gaps": "fit", "ice_temperature": None}
     assert parse(bbox=[-50, 69, -49, 69.3], strain=same).key == request.key
     more = [{"gaps": "strict"}, {"ice_temperature": 263}, {"method": "nominal"}]
     keys = {parse(bbox=[-50, 69, -49, 69.3], strain=one).key for one in more}
     assert len(keys | {request.key}) == 4
+
+
+def test_periods_have_one_spelling() -> None:
+    area = {"bbox": [-50, 69, -49, 69.3]}
+    assert parse(**area, composite="year").key == parse(**area).key
+    assert parse(**area, composite="P12M").composite == "P1Y"
+    assert parse(**area, composite="P1Y6M").key == parse(**area, composite="P18M").key
+    asked = ({}, {"composite_method": "mean"}, {"max_displacement": 500}, {"composite": "season"})
+    assert len({parse(**area, **more).key for more in asked}) == 4
+
+
+def test_keys_stay_where_the_answer_does() -> None:
+    """Without composites a request means what it did before there was a method to choose."""
+    plain = {**AREA, "composite": None, "strain": False}
+    assert parse(**plain).key.startswith("df13a0b763b4a0539f5c3afadcbc4040")
+    other = {**plain, "format": "v2", "datetime": "2018-01-01/..", "variables": ["v"]}
+    assert parse(**other).key.startswith("4594eedbfd2485928e23cbb67b9ebc3b")
+    assert parse(**plain, composite_method="mean").key == parse(**plain).key
+    # the default composite was a weighted mean then
+    assert not parse(**AREA).key.startswith("31e4368aea8d2528")
 
 
 def test_a_date_alone_is_the_whole_day() -> None:
