@@ -73,9 +73,9 @@ def operation(node: Node) -> tuple[str, list[Node]] | None:
     if name not in _ARITY:
         raise refused(f"{name[:40]!r} is not supported; accepted: {', '.join(_ARITY)}")
     arity = _ARITY[name]
-    drafted = len(args) == 2 and isinstance(args[1], list) if isinstance(args, list) else False
-    if name == "between" and drafted:
-        args = [args[0], *args[1]]  # as drafts of CQL2 had it, and clients still write it
+    match name, args:
+        case "between", [value, [low, high]]:  # as drafts of CQL2 had it, and clients write it
+            args = [value, low, high]
     if not isinstance(args, list) or not args or (arity is not None and len(args) != arity):
         raise refused(f"{name} takes an array `args` of {arity or 'one or more'}", node)
     return name, args
