@@ -32,9 +32,7 @@ class Fields:
     exclude: frozenset[tuple[str, ...]]
 
     @classmethod
-    def of(
-        cls, include: Iterable[str], exclude: Iterable[str], *, default: bool = False
-    ) -> Fields:
+    def of(cls, include: Iterable[str], exclude: Iterable[str], *, default: bool = False) -> Fields:
         """From names, with or without ``properties.``; of none at all, a minimal valid item's.
 
         With `default` it is that minimal item, too, which what is in `exclude` is taken from if

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from firnline.api.conditional import not_modified, tag_of
+from firnline.items import CUBES
 
 JSON = "application/json"
 GEOJSON = "application/geo+json"
@@ -38,6 +39,10 @@ REL_QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
 REL_SORTABLES = "http://www.opengis.net/def/rel/ogc/1.0/sortables"
 
 Link = dict[str, Any]
+_ORDER = (
+    b',{"rel":"order","type":"application/json","href":"%b/processes/materialise",'
+    b'"title":"How to materialise a part of it"}'
+)
 _OWN = b'"links":['
 
 
@@ -111,7 +116,10 @@ class Base:
         ]
 
     def with_item_links(self, content: bytes, collection: str, id: str) -> bytes:
-        """An item with self, parent, collection and root (STAC API - Features, Item links)."""
+        """An item with self, parent, collection and root (STAC API - Features, Item links).
+
+        A cube also links to what tells how to materialise a part of it (Order extension).
+        """
         place = b"/collections/" + quote(collection, safe="").encode()
         name = quote(id, safe="").encode()
         return _spliced(
@@ -119,8 +127,13 @@ class Base:
             b'{"rel":"self","type":"application/geo+json","href":"%(base)b%(place)b/items/%(id)b"},'
             b'{"rel":"parent","type":"application/json","href":"%(base)b%(place)b"},'
             b'{"rel":"collection","type":"application/json","href":"%(base)b%(place)b"},'
-            b'{"rel":"root","type":"application/json","href":"%(base)b/"}'
-            % {b"base": self.json, b"place": place, b"id": name},
+            b'{"rel":"root","type":"application/json","href":"%(base)b/"}%(order)b'
+            % {
+                b"base": self.json,
+                b"place": place,
+                b"id": name,
+                b"order": _ORDER % self.json if collection == CUBES else b"",
+            },
         )
 
     def with_collection_links(self, content: bytes, id: str) -> bytes:

@@ -42,6 +42,7 @@ ALTERNATE = f"{_EXTENSIONS}/alternate-assets/v1.2.0/schema.json"
 VERSION = f"{_EXTENSIONS}/version/v1.2.0/schema.json"
 XARRAY = f"{_EXTENSIONS}/xarray-assets/v1.0.0/schema.json"
 FILE = f"{_EXTENSIONS}/file/v2.1.0/schema.json"
+ORDER = f"{_EXTENSIONS}/order/v1.0.0/schema.json"
 SCIENTIFIC = f"{_EXTENSIONS}/scientific/v1.0.0/schema.json"
 
 FIRST_YEAR = 1982
@@ -160,6 +161,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         "end_datetime": end,
         "title": f"ITS_LIVE velocity datacube {record.id.removeprefix('ITS_LIVE_vel_')}",
         "itslive:temporal_extent": "nominal",
+        "order:status": "orderable",  # a part of it, see /processes/materialise
         "proj:code": f"EPSG:{record.epsg}",
         "cube:dimensions": {
             time: {"type": "temporal", "extent": [start, end]},
@@ -212,7 +214,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
             "roles": ["composite"],
             "xarray:open_kwargs": OPEN_KWARGS,
         }
-    extensions = [PROJECTION, DATACUBE, VERSION, XARRAY]
+    extensions = [PROJECTION, DATACUBE, ORDER, VERSION, XARRAY]
     return _item(CUBES, record.id, _placed(record.footprint), properties, assets, extensions)
 
 

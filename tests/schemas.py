@@ -30,6 +30,18 @@ _KINDS = {
     "Feature": f"{_CORE}/item-spec/json-schema/item.json",
     "Collection": f"{_CORE}/collection-spec/json-schema/collection.json",
 }
+ORDER = "https://stac-extensions.github.io/order/v1.0.0/schema.json"
+_ORDER_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "properties": {
+            "type": "object",
+            "required": ["order:status"],
+            "properties": {"order:status": {"enum": ["orderable", "ordered", "succeeded"]}},
+        }
+    },
+}
+"""What its page asks of items, of the values that are used here."""
 
 
 class StacSchemas:
@@ -42,6 +54,7 @@ class StacSchemas:
             for url, entry in index.items()
             if entry["file"].endswith(".json")
         }
+        self.contents.setdefault(ORDER, _ORDER_SCHEMA)  # not among the shared ones
         self._registry: Registry[Any] = Registry().with_resources(
             [
                 (url, Resource.from_contents(content, default_specification=DRAFT7))

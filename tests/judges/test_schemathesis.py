@@ -52,7 +52,10 @@ def failures(
         try:
             case.call_and_validate(checks=CHECKS)
         except FailureGroup as failure:
-            reasons = "; ".join(" ".join(f"{each.title}: {each.message}".split())[:400] for each in failure.exceptions)
+            reasons = "; ".join(
+                " ".join(f"{each.title}: {each.message}".split())[:400]
+                for each in failure.exceptions
+            )
             found.append(f"{operation.label}: {reasons}\n{case.as_curl_command()}")
 
     with suppress(Unsatisfiable):  # what has no parameters can't be asked wrongly
