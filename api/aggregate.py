@@ -64,7 +64,11 @@ class CollectionAggregateParameters(AggregateParameters):
 class AggregateBody(MatchBody):
     """Body of POST /aggregate."""
 
-    aggregations: list[str] = Field(min_length=1, description=_AGGREGATIONS.description)
+    aggregations: list[str] = Field(
+        min_length=1,
+        description=_AGGREGATIONS.description,
+        examples=[["total_count", "datetime_frequency"]],
+    )
     datetime_frequency_interval: Interval | None = Field(None, description=_INTERVAL.description)
     centroid_geohash_grid_frequency_precision: int = Field(
         PRECISION,

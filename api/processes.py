@@ -77,7 +77,11 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    inputs: dict[str, Any] = Field(default_factory=dict, description="Input values by name.")
+    inputs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Input values by name; those of /processes/{process_id}.",
+        examples=[{"bbox": [-174200, -2284200, -165800, -2275800], "crs": "EPSG:3413"}],
+    )
     response: Literal["document", "raw"] = Field(
         "document", description="For synchronous execution: results by name, or the bare value."
     )

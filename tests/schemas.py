@@ -86,7 +86,8 @@ def mapped_schemas(folder: Path = SCHEMAS) -> Iterator[None]:
     An address that the folder's index does not have is a 404, as it would be of its host.
     """
     index = json.loads((folder / "index.json").read_text())
-    files = {url.rstrip("#"): folder / entry["file"] for url, entry in index.items()}
+    files = {url.rstrip("#"): (folder / entry["file"]).read_bytes() for url, entry in index.items()}
+    files.setdefault(ORDER, json.dumps(_ORDER_SCHEMA).encode())
     ask = HTTPConnectionPool.urlopen
 
     def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
@@ -95,7 +96,7 @@ def mapped_schemas(folder: Path = SCHEMAS) -> Iterator[None]:
         path = url if url.startswith("/") else urlsplit(url).path
         file = files.get(f"{self.scheme}://{self.host}{path}")
         return HTTPResponse(
-            io.BytesIO(b"" if file is None else file.read_bytes()),
+            io.BytesIO(file or b""),
             headers={"Content-Type": "application/json"},
             status=404 if file is None else 200,
             preload_content=options.get("preload_content", True),

@@ -72,6 +72,84 @@ def test_search(stac: StacClient, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
+def test_every_argument_of_search(stac: StacClient, engine: Engine, method: str) -> None:
+    """Alone and all together; the answers are known from how the items were made."""
+    put(
+        engine,
+        [
+            make_item(
+                f"item-{n:03d}",
+                box(-180 + n, 70, -179.5 + n, 71),
+                datetime(2015, 1, 1, tzinfo=UTC) + timedelta(days=n),
+                datetime(2015, 1, 2, tzinfo=UTC) + timedelta(days=n),
+                CUBES,
+                {"proj:code": "EPSG:3413" if n % 2 else "EPSG:3031", "itslive:granule_count": n},
+            )
+            for n in (1, 2, 3, 5, 6, 7)
+        ],
+    )
+    count, code = "itslive:granule_count", "proj:code"
+
+    def ids(**arguments: Any) -> list[str]:
+        return [item.id for item in stac.search(method=method, **arguments).items()]
+
+    def named(*numbers: int) -> list[str]:
+        return [f"item-{n:03d}" for n in numbers]
+
+    assert ids(query={count: {"gte": 3, "lt": 7}}) == named(6, 5, 3)
+    assert ids(query=[f"{code}=EPSG:3413"]) == named(7, 5, 3, 1)
+    text = f'"{count}" > 2 AND "{code}" = \'EPSG:3413\''
+    assert ids(filter=text, filter_lang="cql2-text") == named(7, 5, 3)
+    assert ids(filter=text) == named(7, 5, 3)  # the language is told by the type
+    tree = {"op": "in", "args": [{"property": count}, [1, 6, 99]]}
+    assert ids(filter=tree, filter_lang="cql2-json") == named(6, 1)
+    assert ids(filter=tree, sortby="+properties.datetime") == named(1, 6)
+    directions = [{"field": f"properties.{code}", "direction": "asc"},
+                  {"field": f"properties.{count}", "direction": "desc"}]  # fmt: skip
+    assert ids(filter=f'"{count}" > 0', sortby=directions) == named(6, 2, 7, 5, 3, 1)
+    assert ids(filter=f'"{count}" > 0', sortby=f"{code},-{count}") == named(6, 2, 7, 5, 3, 1)
+    assert ids(filter=f'"{count}" > 0', limit=2, max_items=5) == named(7, 6, 5, 3, 2)
+    cubes = stac.get_collection(CUBES)
+    assert ids(collections=[cubes], ids=named(4, 5, 6), sortby=["+id"]) == named(5, 6)
+    span = (datetime(2015, 1, 6, 12, tzinfo=UTC), None)
+    everything = dict(
+        collections=[CUBES], ids=named(1, 2, 3, 5, 6, 7), datetime=span, query={count: {"neq": 6}},
+        bbox=[-180, 60, -170, 80], filter=f"\"{code}\" = 'EPSG:3413'", sortby="id", limit=1,
+    )  # fmt: skip
+    assert ids(**everything) == named(5, 7)
+    del everything["bbox"]
+    area = mapping(box(-174.6, 70, -170, 71))
+    assert ids(**everything, intersects=json.dumps(area)) == named(5, 7)
+    assert ids(**everything, intersects=mapping(box(-174.4, 70, -170, 71))) == named(7)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_fields_of_a_search(stac: StacClient, method: str) -> None:
+    asked = {"ids": ["item-005"], "method": method}
+    (full,) = stac.search(**asked).items_as_dicts()
+    who = {"type", "stac_version", "id", "collection"}
+    (item,) = stac.search(**asked, fields=["bbox", "properties.end_datetime"]).items_as_dicts()
+    assert item.keys() == {*who, "bbox", "properties"}
+    assert item["properties"] == {"end_datetime": "2015-01-07T00:00:00Z"}
+    (item,) = stac.search(**asked, fields={"exclude": ["geometry", "links"]}).items_as_dicts()
+    assert item.keys() == full.keys() - {"geometry", "links"}
+    assert item["properties"] == full["properties"]
+
+
+def test_collection_search(stac: StacClient) -> None:
+    def ids(**arguments: Any) -> list[str]:
+        return [each.id for each in stac.collection_search(**arguments).collections()]
+
+    everything = [CUBES, "subsets", "velocity-mosaics"]
+    assert ids() == ids(limit=1) == ids(bbox=[0, 0, 1, 1]) == everything
+    assert ids(max_collections=2) == everything[:2]
+    assert ids(q="velocity-mosaics") == ["velocity-mosaics"]
+    assert ids(q="subsets,velocity-mosaics", limit=1) == everything[1:]
+    assert ids(datetime="1983") == []
+    assert ids(datetime="2010-01-01/..") == everything
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
 def test_pages_while_rows_are_inserted(stac: StacClient, engine: Engine, method: str) -> None:
     got = []
     pages = stac.search(method=method, limit=25, bbox=[-180, 60, 0, 80]).pages()
