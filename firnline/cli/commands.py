@@ -13,6 +13,7 @@ from firnline.cli.console import err
 from firnline.cli.database import migrate, status
 from firnline.cli.installation import opened
 from firnline.cli.materialise import materialise
+from firnline.cli.series import flowlines, series
 from firnline.cli.serve import demo, serve, worker
 from firnline.errors import FirnlineError, InputError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (migrate, harvest, materialise, serve, worker, demo, status):
+for command in (migrate, harvest, materialise, series, flowlines, serve, worker, demo, status):
     app.command()(command)
 
 catalog_app = typer.Typer(help="The catalog as a file.", no_args_is_help=True)

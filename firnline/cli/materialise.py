@@ -33,7 +33,19 @@ def materialise(
     satellites: Annotated[str, typer.Option(help="Comma-separated, as L8,S2.")] = "",
     min_dt: Annotated[float | None, typer.Option(help="Least days between the images.")] = None,
     max_dt: Annotated[float | None, typer.Option(help="Most days between the images.")] = None,
-    composite: Annotated[str, typer.Option(help="P1Y, P1M, PnY, PnM, all or none.")] = "P1Y",
+    composite: Annotated[
+        str,
+        typer.Option(help="year, month, season, all, an ISO 8601 period as P3M or P16D, or none."),
+    ] = "P1Y",
+    composite_method: Annotated[
+        str, typer.Option(help="Weighted median of the pairs, or their weighted mean.")
+    ] = "median",
+    max_displacement: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave pairs out of composites between whose images the ice moves farther, metres."
+        ),
+    ] = None,
     strain: Annotated[bool, typer.Option(help="Strain rates of the composites.")] = True,
     length_scale: Annotated[
         float, typer.Option(help="Half length of the strain window, metres.")
@@ -66,10 +78,12 @@ def materialise(
     inputs: dict[str, Any] = {
         **_area(bbox, aoi, crs),
         "datetime": datetime,
-        "variables": _words(variables),
+        "variables": words(variables),
         "collection": collection,
-        "satellites": _words(satellites),
+        "satellites": words(satellites),
         "composite": None if composite == "none" else composite,
+        "composite_method": composite_method,
+        "max_displacement": max_displacement,
         "strain": {
             "method": strain_method,
             "length_scale": length_scale,
@@ -124,10 +138,10 @@ def _area(
     if bbox is not None:
         return {"bbox": bbox, "crs": crs or "OGC:CRS84"}
     assert aoi is not None
-    return _read_area(aoi, crs)
+    return read_area(aoi, crs)
 
 
-def _read_area(path: Path, crs: str | None) -> dict[str, Any]:
+def read_area(path: Path, crs: str | None) -> dict[str, Any]:
     """The union of a file's polygons, in the file's own CRS."""
     import geopandas
     import shapely
@@ -154,5 +168,6 @@ def _read_area(path: Path, crs: str | None) -> dict[str, Any]:
     }
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The values of a comma-separated option."""
     return [word.strip() for word in text.split(",") if word.strip()]

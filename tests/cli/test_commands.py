@@ -73,9 +73,9 @@ def test_the_version_is_said_once() -> None:
 
 
 def test_the_public_face() -> None:
-    assert set(firnline.__all__) <= set(dir(firnline)) | {"open", "strain"}
-    assert callable(firnline.open)
-    assert callable(firnline.strain)
+    assert set(firnline.__all__) == {"__version__", "flowlines", "open", "series", "strain"}
+    for name in set(firnline.__all__) - {"__version__"}:
+        assert callable(getattr(firnline, name))
     with pytest.raises(AttributeError, match="nothing"):
         _ = firnline.nothing  # type: ignore[attr-defined]
 
