@@ -136,7 +136,7 @@ def run(count: int, postgres: str, *, compared: bool) -> dict[str, Any]:
             figures[method] = measure(__file__, method, "--folder", name, "--postgres", postgres)
     for method, reference in METHODS.items():
         if reference in figures:
-            for key in ("cpu_seconds", "peak_mb"):
+            for key in ("cpu_seconds", "own_mb"):
                 ratio = figures[method][key] / figures[reference][key]
                 figures[method][f"x {key}"] = round(ratio, 2)
     return figures
@@ -162,10 +162,10 @@ def main() -> None:
         return
     columns = {
         "seconds": ".1f",
-        "peak_mb": ".0f",
+        "own_mb": ".0f",
         "mb": ".1f",
         "x seconds": ".2f",
-        "x peak_mb": ".2f",
+        "x own_mb": ".2f",
     }
     for name, rows in figures.items():
         print(f"\n{name}")
