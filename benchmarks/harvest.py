@@ -25,25 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _catalog import synthetic_rows
 from _measure import postgresql, server_cpu, table
 from pyproj import Transformer
 from shapely import Polygon
-from shapely.affinity import translate
-from shapely.geometry import box
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
 from firnline.collections import collection
-from firnline.database import ItemRow, connect, migrate, put_collections, put_items, writing
-from firnline.footprint import footprint
-from firnline.items import CUBES, CubeRecord, cube_item, digest, encode, item_row, to_geojson
+from firnline.database import connect, migrate, put_collections, put_items, writing
+from firnline.items import CUBES, encode
 
 REPO = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
@@ -151,31 +148,6 @@ def run(path: Path, rounds: int) -> dict[str, Any]:
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
     }
-
-
-def synthetic_rows(count: int, batch: int = 10_000) -> Iterator[list[ItemRow]]:
-    """Cube items as they are stored, each with an id and a footprint of its own, by batches."""
-    tile = box(400_000, -2_300_000, 500_000, -2_200_000)
-    outline = footprint(tile, "EPSG:3413")
-    url = "https://its-live-data.s3.amazonaws.com/datacubes/v2/N60W030/{}.zarr"
-    mark = "ITS_LIVE_vel_EPSG3413_G0120_X450000_Y-2250000"
-    record = CubeRecord(mark, url.format(mark), 3413, tile, outline, 5, "Greenland", 80_000)
-    item = cube_item(record, last_year=2026)
-    model = item_row(item, outline, "synthetic")
-    west, south, east, north = outline.bounds
-    random = np.random.default_rng(0)
-    for first in range(0, count, batch):
-        rows = []
-        for n in range(first, min(first + batch, count)):
-            by = (random.uniform(-179 - west, 179 - east), random.uniform(-89 - south, 89 - north))
-            moved = translate(outline, *by)
-            id = f"{mark}_{n}"
-            placed = {"id": id, "geometry": to_geojson(moved), "bbox": list(moved.bounds)}
-            content = encode(item | placed)
-            rows.append(
-                replace(model, id=id, content=content, footprint=moved, digest=digest(content))
-            )
-        yield rows
 
 
 def rates(count: int, seconds: float, cpu: float) -> dict[str, int]:
