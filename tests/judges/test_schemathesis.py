@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +22,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from firnline.api.app import create_app
+from firnline.database import connect, put_collections, writing
+from firnline.settings import Settings
+from tests.api.conftest import CUBES, box, make_collection, make_item, put, serving
 from tests.judges.conftest import Judged
 
 CHECKS = [
@@ -30,7 +35,14 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-GENERATED = {GenerationMode.POSITIVE: 25, GenerationMode.NEGATIVE: 15}
+SEARCHES = {
+    "/search": ("GET", "POST"),
+    "/aggregate": ("GET", "POST"),
+    "/collections": ("GET",),
+    "/collections/{collection_id}/items": ("GET",),
+    "/collections/{collection_id}/queryables": ("GET",),
+}
+GENERATED = {GenerationMode.POSITIVE: 15, GenerationMode.NEGATIVE: 8}
 """Requests of an operation that fit the description, and that don't."""
 
 
@@ -99,3 +111,23 @@ def test_every_operation_answers_as_described(deep: Judged) -> None:
     refused = {label for label, each in statuses.items() if not each & {200, 201}}
     assert refused == {"DELETE /jobs/{job_id}"}
     assert statuses["DELETE /jobs/{job_id}"] >= {404, 409}
+
+
+def test_searches_on_postgresql_answer_as_described(postgresql_url: str, tmp_path: Path) -> None:
+    """Where the same request becomes another statement, on a database with stricter types."""
+    load_all_checks()
+    engine = connect(postgresql_url)
+    with writing(engine) as connection:
+        put_collections(connection, [make_collection(CUBES)])
+    put(engine, [make_item(f"i{n}", box(n, 0, n + 1, 1), properties={"n": n}) for n in range(9)])
+    with serving(create_app(Settings(data_dir=tmp_path, _env_file=None), engine)) as url:
+        schema = schemathesis.openapi.from_url(f"{url}/api")
+        wrong = []
+        for path, methods in SEARCHES.items():
+            there = {"collection_id": CUBES} if "{" in path else None
+            for method, mode in product(methods, GENERATED):
+                statuses, failed = judged(schema[path][method], mode, there)
+                assert statuses >= ({200} if mode is GenerationMode.POSITIVE else {400})
+                wrong += failed
+    engine.dispose()
+    assert not wrong, "\n\n".join(wrong)
