@@ -61,7 +61,7 @@ _PATTERNS = {"startsWith": "{}%", "endsWith": "%{}", "contains": "%{}%"}
 
 
 def parse(given: object, language: str | None = None) -> Node:
-    """A filter as CQL2 JSON within the limits of this module.
+    """A filter as CQL2 JSON within the limits of this module; never None.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def parse(given: object, language: str | None = None) -> Node:
     elif language == "cql2-text":
         raise refused("cql2-text is text; for JSON, filter-lang is cql2-json")
     _check_size(expression)
-    return expression
+    return False if expression is None else expression  # NULL is satisfied by nothing
 
 
 def query_to_cql2(query: object) -> Node:

@@ -42,6 +42,7 @@ def test_text_and_json() -> None:
     assert parse(expression) == parse(expression, "cql2-json") == expression
     assert parse(True) is True
     assert parse("true") is True
+    assert parse("NULL") is parse("null", "cql2-json") is False
 
 
 def test_operators_in_any_case() -> None:

@@ -135,6 +135,7 @@ def constant(catalog: dict[str, Connection], text: Json) -> Answer:
         ("1 = 'a' OR 1 = 1", True),
         ("1 = 'a' AND 1 = 2", False),
         ("NOT (1 = 'a' AND 1 = 2)", True),
+        ("NOT NULL", None),
         ("NULL = NULL", None),
         ("NULL IS NULL", True),
         ("(1 = 'a') IS NULL", True),
