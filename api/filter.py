@@ -60,12 +60,12 @@ _COMPARISONS = {"eq": "=", "neq": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte"
 _PATTERNS = {"startsWith": "{}%", "endsWith": "%{}", "contains": "%{}%"}
 
 
-def parse(filter: object, language: str | None = None) -> Node:
-    """A filter as CQL2 JSON within the limits of this module.
+def parse(given: object, language: str | None = None) -> Node:
+    """A filter as CQL2 JSON within the limits of this module; never None.
 
     Parameters
     ----------
-    filter
+    given
         CQL2 text; or CQL2 JSON, as text or as what it stands for.
     language
         ``cql2-text`` or ``cql2-json``. By default a text is ``cql2-text``, and all else JSON.
@@ -78,13 +78,14 @@ def parse(filter: object, language: str | None = None) -> Node:
         raise FilterError(
             f"filter-lang: {str(language)[:40]!r} is not one of {', '.join(LANGUAGES)}"
         )
-    if isinstance(filter, str):
-        _check_text(filter)
-        filter = _parsed_json(filter) if language == "cql2-json" else _parsed_text(filter)
+    expression: Node = given
+    if isinstance(given, str):
+        _check_text(given)
+        expression = _parsed_json(given) if language == "cql2-json" else _parsed_text(given)
     elif language == "cql2-text":
         raise refused("cql2-text is text; for JSON, filter-lang is cql2-json")
-    _check_size(filter)
-    return filter
+    _check_size(expression)
+    return False if expression is None else expression  # NULL is satisfied by nothing
 
 
 def query_to_cql2(query: object) -> Node:
@@ -133,9 +134,9 @@ def _is_scalar(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= LARGEST)
 
 
-def _check_size(filter: Node) -> None:
+def _check_size(expression: Node) -> None:
     operations = values = 0
-    stack: list[tuple[Node, int, str]] = [(filter, 0, "")]
+    stack: list[tuple[Node, int, str]] = [(expression, 0, "")]
     while stack:
         node, depth, within = stack.pop()
         if isinstance(node, str):

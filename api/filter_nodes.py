@@ -46,6 +46,7 @@ _ARITY = {
 
 LARGEST = 1.7976931348623157e308
 """The largest number in double precision."""
+_LONGEST_PATTERN = 5_000  # SQLite takes 50,000 bytes
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _BETWEEN_MICROSECONDS = "+"  # behind an instant: after it, and before the next
 _WORLD = Area(shapely.box(-180, -90, 180, 90), ((-180.0, -90.0, 180.0, 90.0),))
@@ -129,9 +130,9 @@ def kinds(node: Node) -> tuple[str, ...]:
     named = operation(node)
     if named is None:
         raise refused("a scalar is a property, a literal or an expression", node)
-    return (
-        ("number",) if named[0] in ARITHMETIC else ("word",) if named[0] == "casei" else ("truth",)
-    )
+    if named[0] == "casei":
+        return ("word",)
+    return ("number",) if named[0] in ARITHMETIC else ("truth",)
 
 
 def common_kinds(*nodes: Node) -> list[str]:
@@ -173,6 +174,8 @@ def instant(granularity: str, text: Node) -> tuple[str, str]:
 
 def glob(pattern: str) -> str:
     r"""What a pattern of LIKE (``%``, ``_``, escaped by ``\``) is for SQLite's GLOB."""
+    if len(pattern) > _LONGEST_PATTERN:
+        raise refused(f"a pattern of like has at most {_LONGEST_PATTERN:,} characters")
     out, characters = [], iter(pattern)
     for character in characters:
         if character == "\\":
@@ -191,20 +194,22 @@ def area(node: Node) -> Area | None:
     if property_name(node) == "geometry":
         return None
     try:
-        if isinstance(node, Mapping) and "bbox" in node:
-            values = node["bbox"]
-            if not isinstance(values, list) or any(
-                isinstance(each, Mapping) or kinds(each) != ("number",) for each in values
-            ):
-                raise refused("BBOX takes numbers", values)
-            return from_bbox(values) or _WORLD
-        if isinstance(node, Mapping) and "type" in node:
+        if isinstance(node, Mapping) and "type" in node:  # and may have a bbox beside it
             return from_geojson(node)
+        if isinstance(node, Mapping) and "bbox" in node:
+            return from_bbox(_numbers(node["bbox"])) or _WORLD
     except FilterError:
         raise
     except InputError as error:
         raise refused(str(error).replace("intersects", "the geometry", 1)) from None
     raise refused("S_ functions take geometry, and geometries or BBOX", node)
+
+
+def _numbers(values: Node) -> list[float]:
+    known = isinstance(values, list) and not any(isinstance(each, Mapping) for each in values)
+    if not known or any(kinds(each) != ("number",) for each in values):
+        raise refused("BBOX takes numbers", values)
+    return [float(each) for each in values]
 
 
 def related(name: str, given: Area) -> Area:

@@ -53,7 +53,6 @@ from firnline.tables import items
 Condition: TypeAlias = ColumnElement[bool]
 Value: TypeAlias = ColumnElement[Any]
 
-
 _UNKNOWN: Condition = sa.cast(sa.null(), sa.Boolean())
 _TYPES: dict[str, Callable[..., Value]] = {"number": Number, "word": Word, "truth": Truth}
 _COMPARED: dict[str, Callable[[Any, Any], Any]] = {

@@ -58,17 +58,21 @@ def searchable(properties: Mapping[str, Any]) -> bytes:
         if not is_name(name):
             continue
         if isinstance(value, str):
-            value = canonical(value)
+            value = _stored(value)
         elif isinstance(value, list):
             simple = all(isinstance(member, _SIMPLE) for member in value)
-            value = [canonical(v) if isinstance(v, str) else v for v in value] if simple else {}
+            value = [_stored(v) if isinstance(v, str) else v for v in value] if simple else {}
         elif value is None:
             continue
         elif not isinstance(value, _SIMPLE):
             value = {}
         kept[name] = value
+    return orjson.dumps(kept)
+
+
+def _stored(text: str) -> str:
     # PostgreSQL's jsonb has no NUL: it is left out there and here alike.
-    return orjson.dumps(kept).replace(b"\\u0000", b"")
+    return canonical(text.replace("\0", ""))
 
 
 class Property(FunctionElement[Any]):

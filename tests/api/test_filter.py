@@ -42,6 +42,7 @@ def test_text_and_json() -> None:
     assert parse(expression) == parse(expression, "cql2-json") == expression
     assert parse(True) is True
     assert parse("true") is True
+    assert parse("NULL") is parse("null", "cql2-json") is False
 
 
 def test_operators_in_any_case() -> None:
@@ -84,6 +85,7 @@ def test_conformance() -> None:
         ('"a\\b" = 1', "backslashes"),
         ("a LIKE b", "like takes a pattern in quotes"),
         ("a LIKE 'b\\'", "does not end with its escape"),
+        (f"a LIKE '{'%a' * 2_501}'", "at most 5,000 characters"),
         ("a = TIMESTAMP('2018-02-30T00:00:00Z')", "TIMESTAMP takes an RFC 3339 timestamp"),
         ("a = TIMESTAMP('2018-01-01')", "TIMESTAMP takes"),
         ("a = DATE('2018-02-30')", "DATE takes an RFC 3339 date"),
@@ -200,12 +202,12 @@ thread.join()
 
 def test_nested_json_is_refused() -> None:
     node: Json = True
-    for _ in range(100_000):
+    for _ in range(20_000):
         node = {"op": "not", "args": [node]}
     with pytest.raises(FilterError, match="within others"):
         parse(node)
     array: Json = []
-    for _ in range(100_000):
+    for _ in range(20_000):
         array = [array]
     with pytest.raises(FilterError, match="within others"):
         parse(op("a_contains", {"property": "a"}, array))
@@ -222,10 +224,9 @@ def test_large_polygons_are_read_soon() -> None:
 FRAGMENTS = re.findall(
     r"\S+",
     """a n s ( ) ( ) , , 'x' '' " 1 2.5 -1 + - * / % ^ div = <> >= AND OR NOT IN BETWEEN LIKE IS
-    NULL TRUE casei( TIMESTAMP( DATE( INTERVAL( '..' '2018-01-01' '2018-01-01T00:00:00Z' id foo(
-    S_INTERSECTS(
-    S_TOUCHES( A_CONTAINS( T_AFTER( T_DURING( geometry datetime POINT( POINT(1 2) POLYGON(( 0 0,
-    BBOX( GEOMETRYCOLLECTION( EMPTY Z M é \\ %""",
+    NULL TRUE casei( TIMESTAMP( DATE( INTERVAL( '..' '2018-01-01' '2018-01-01T00:00:00Z' foo( id
+    S_INTERSECTS( S_TOUCHES( A_CONTAINS( T_AFTER( T_DURING( geometry datetime POINT( POINT(1 2)
+    POLYGON(( 0 0, BBOX( GEOMETRYCOLLECTION( EMPTY Z M é \\ %""",
 )
 
 
@@ -234,7 +235,7 @@ FRAGMENTS = re.findall(
     | st.binary(max_size=20)
     | st.lists(st.sampled_from(FRAGMENTS), max_size=12).map(" ".join)
 )
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=1_200, deadline=None)
 def test_any_text_is_taken_or_refused(text: str | bytes) -> None:
     try:
         compiled(text if isinstance(text, str) else text.decode("latin-1"))

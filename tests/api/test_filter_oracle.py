@@ -270,7 +270,7 @@ filters = st.recursive(
 
 
 @given(st.lists(filters, min_size=12, max_size=12), st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_all_three_answer_alike(
     catalog: dict[str, Connection], made: list[Json], by_text: bool
 ) -> None:
@@ -281,3 +281,15 @@ def test_all_three_answer_alike(
         found = answers(connection, expressions)
         for text, got, wanted in zip(asked, found, expected, strict=True):
             assert got == wanted, (name, text)
+
+
+def test_every_relation_to_every_shape(catalog: dict[str, Connection]) -> None:
+    made = [
+        op(relation, {"property": "geometry"}, parsed(text))
+        for relation in of_space.split()
+        for text in SHAPES
+    ]
+    expected = [by_cql2(each) for each in made]
+    assert all(any(column) and not all(column) for column in zip(*expected, strict=True))
+    for connection in catalog.values():
+        assert answers(connection, made) == expected

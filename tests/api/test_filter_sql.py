@@ -18,7 +18,7 @@ from firnline.api import boxes, filter
 from firnline.api.area import from_geojson
 from firnline.api.filter_sql import condition
 from firnline.errors import FilterError
-from firnline.functions import Calculated, Folded, calculate
+from firnline.functions import Calculated, Folded, Stamp, calculate
 from firnline.tables import items
 from tests.api.conftest import make_item
 
@@ -37,6 +37,7 @@ ITEMS: dict[str, tuple[str, dict[str, Json]]] = {
             "stamp": "2018-01-01T12:00:00.25Z",
             "cube:dimensions": {"x": {"type": "spatial"}},
             "x.y": 1,
+            "odd": "a\0b\\u0000",
         },
     ),
     "dateline": (
@@ -134,6 +135,7 @@ def constant(catalog: dict[str, Connection], text: Json) -> Answer:
         ("1 = 'a' OR 1 = 1", True),
         ("1 = 'a' AND 1 = 2", False),
         ("NOT (1 = 'a' AND 1 = 2)", True),
+        ("NOT NULL", None),
         ("NULL = NULL", None),
         ("NULL IS NULL", True),
         ("(1 = 'a') IS NULL", True),
@@ -159,6 +161,8 @@ def constant(catalog: dict[str, Connection], text: Json) -> Answer:
         ("casei('ﬃ') = casei('FFI')", True),
         ("casei('ı') = casei('I')", False),
         ("casei('É') = casei('e')", False),
+        ("casei('STRASSE') IN (casei('Οδος'), casei('Straße'))", True),
+        ("casei('x') IN (casei('Οδος'), casei('Straße'))", False),
         ("casei(1) = casei(1)", None),
         # patterns
         ("'a%c' LIKE 'a\\%c'", True),
@@ -252,6 +256,7 @@ def test_allens_relations(catalog: dict[str, Connection], bounds: tuple[str, str
         ("properties.n = 5", "fjord"),
         ('"x.y" = 1 AND x.y = 1', "fjord"),
         ("n IS NULL", "bare"),
+        ("odd = 'ab\\u0000'", "fjord"),
         ("cube:dimensions IS NOT NULL", "fjord"),
         ("cube:dimensions = 'x' OR NOT cube:dimensions = 'x'", ""),
         ("big * 10 > 0 OR big > 1e199", "fjord"),
@@ -321,6 +326,31 @@ def test_timestamps(catalog: dict[str, Connection], sign: str, holds: Callable[.
 
 
 @pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("2018-01-01", "2018-01-01T00:00:00.000000Z", "2018-01-01T23:59:59.999999Z"),
+        ("2018-01-01T12:00:00.500000Z", *["2018-01-01T12:00:00.500000Z"] * 2),
+        ("2018-01-01T12:00:00Z", None, None),  # not canonical
+        ("2018-01-01T12:00:00.500000Z ", None, None),
+        ("2018-01-01T00:00:00.000000ZT00:00:00.000000Z", None, None),
+        ("201-801-01", None, None),
+        ("2018-1-011", None, None),
+        ("２０１８-01-01", None, None),
+        ("abcd-ef-gh", None, None),
+        ("--", None, None),
+        ("", None, None),
+    ],
+)
+def test_what_is_in_time(
+    catalog: dict[str, Connection], text: str, first: str | None, last: str | None
+) -> None:
+    given = literal(text, Text())
+    for connection in catalog.values():
+        asked = select(Stamp(given, last=False), Stamp(given, last=True))
+        assert connection.execute(asked).one() == (first, last)
+
+
+@pytest.mark.parametrize(
     ("text", "ids"),
     [
         ("S_INTERSECTS(geometry, POINT(-49.5 69.5))", "fjord"),
@@ -331,7 +361,9 @@ def test_timestamps(catalog: dict[str, Connection], sign: str, holds: Callable[.
         ("NOT S_INTERSECTS(geometry, BBOX(-60,0,60,80))", "dateline pole"),
         ("S_WITHIN(geometry, BBOX(170,0,-170,80))", "dateline"),
         ("S_CONTAINS(BBOX(170,0,-170,80), geometry)", "dateline"),
+        ("S_WITHIN(geometry, BBOX(0,0,1,1))", ""),
         ("S_CONTAINS(geometry, POINT(-49.5 69.5))", "fjord"),
+        ("S_CONTAINS(geometry, POINT(-50 69.5))", ""),
         ("S_TOUCHES(geometry, POINT(-50 69.5))", "fjord"),
         ("S_TOUCHES(geometry, LINESTRING(175 0,175 90))", "dateline"),
         ("S_CROSSES(geometry, LINESTRING(-49.5 0,-49.5 69.5))", "fjord"),
@@ -346,6 +378,19 @@ def test_timestamps(catalog: dict[str, Connection], sign: str, holds: Callable[.
 )  # fmt: skip
 def test_in_space(catalog: dict[str, Connection], text: str, ids: str) -> None:
     assert found(catalog, text) == set(ids.split())
+
+
+def test_a_geometry_with_a_bbox_of_its_own(catalog: dict[str, Connection]) -> None:
+    point = {"type": "Point", "coordinates": [0, 0], "bbox": [-180, -90, 180, 90]}
+    assert found(catalog, op("s_intersects", {"property": "geometry"}, point)) == {"bare"}
+
+
+def test_the_longest_pattern_runs(catalog: dict[str, Connection]) -> None:
+    for pattern in ("%*" * 2_500, "ΐ" * 5_000, "𝄞" * 5_000):
+        assert (
+            found(catalog, op("like", op("casei", {"property": "id"}), op("casei", pattern)))
+            == set()
+        )
 
 
 @pytest.mark.parametrize("geometry", [ACROSS, CAP])
