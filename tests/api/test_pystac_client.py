@@ -112,10 +112,16 @@ def test_every_argument_of_search(stac: StacClient, engine: Engine, method: str)
     cubes = stac.get_collection(CUBES)
     assert ids(collections=[cubes], ids=named(4, 5, 6), sortby=["+id"]) == named(5, 6)
     span = (datetime(2015, 1, 6, 12, tzinfo=UTC), None)
-    everything = dict(
-        collections=[CUBES], ids=named(1, 2, 3, 5, 6, 7), datetime=span, query={count: {"neq": 6}},
-        bbox=[-180, 60, -170, 80], filter=f"\"{code}\" = 'EPSG:3413'", sortby="id", limit=1,
-    )  # fmt: skip
+    everything = {
+        "collections": [CUBES],
+        "ids": named(1, 2, 3, 5, 6, 7),
+        "datetime": span,
+        "query": {count: {"neq": 6}},
+        "bbox": [-180, 60, -170, 80],
+        "filter": f"\"{code}\" = 'EPSG:3413'",
+        "sortby": "id",
+        "limit": 1,
+    }
     assert ids(**everything) == named(5, 7)
     del everything["bbox"]
     area = mapping(box(-174.6, 70, -170, 71))
