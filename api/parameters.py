@@ -105,6 +105,12 @@ _COLLECTION_Q = Query(
 _COLLECTION_LIMIT = Query(
     ge=1, description=f"Collections in a page; at most {query.MAX_LIMIT:,}, more is taken for that."
 )
+_SEARCH: dict[str, Any] = {
+    "collections": ["itslive-cubes"],
+    "bbox": [-50, 69, -49, 70],
+    "datetime": "2018-01-01T00:00:00Z/..",
+    "limit": 10,
+}
 _HYPHENATED = {"bbox_crs": "bbox-crs", "filter_lang": "filter-lang", "filter_crs": "filter-crs"}
 _Lang = Literal["cql2-text", "cql2-json"]
 
@@ -222,6 +228,8 @@ class MatchBody(BaseModel):
 
 class SearchBody(MatchBody):
     """Body of POST /search (STAC API - Item Search and its extensions)."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SEARCH]})
 
     limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
     sortby: list[SortField] | None = Field(None, description=_SORTBY.description)

@@ -112,7 +112,7 @@ def test_every_argument_of_search(stac: StacClient, engine: Engine, method: str)
     cubes = stac.get_collection(CUBES)
     assert ids(collections=[cubes], ids=named(4, 5, 6), sortby=["+id"]) == named(5, 6)
     span = (datetime(2015, 1, 6, 12, tzinfo=UTC), None)
-    everything = {
+    everything: dict[str, Any] = {
         "collections": [CUBES],
         "ids": named(1, 2, 3, 5, 6, 7),
         "datetime": span,
