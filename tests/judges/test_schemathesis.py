@@ -106,10 +106,11 @@ def test_every_operation_answers_as_described(deep: Judged) -> None:
             wrong += failed
     assert not wrong, "\n\n".join(wrong)
     # Requests got past the checks of parameters everywhere, but for the end of an ended job, and
-    # for points, which are made up outside of the subset.
+    # for points, which are made up outside of the subset, and names of aggregations.
     points = "GET /collections/subsets/items/{item_id}/"
     refused = {label for label, each in statuses.items() if not each & {200, 201}}
-    assert refused <= {"DELETE /jobs/{job_id}", points + "series", points + "flowlines"}
+    counted = {"GET /aggregate", "GET /collections/{collection_id}/aggregate"}
+    assert refused <= {"DELETE /jobs/{job_id}", points + "series", points + "flowlines", *counted}
     assert statuses["DELETE /jobs/{job_id}"] >= {404, 409}
 
 
