@@ -11,20 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Table, Text, insert, select
+from sqlalchemy import Connection, insert, select
 
-from firnline.tables import Instant, metadata
-
-source_files = Table(
-    "source_files",
-    metadata,
-    Column("url", Text, primary_key=True),
-    Column("found", Boolean, nullable=False),
-    Column("etag", Text),
-    Column("size", BigInteger),  # bytes
-    Column("asked", Instant, nullable=False),
-    Column("grid", Text),  # JSON of a Grid: that of this ETag
-)
+from firnline.tables import source_files
 
 _BATCH = 500  # URLs in one statement
 

@@ -225,6 +225,18 @@ cube_pairs = Table(
     Column("granule", LargeBinary, nullable=False),
 )
 
+# What is known of single files of the sources: see firnline.source_files.
+source_files = Table(
+    "source_files",
+    metadata,
+    Column("url", Text, primary_key=True),
+    Column("found", Boolean, nullable=False),
+    Column("etag", Text),
+    Column("size", BigInteger),  # bytes
+    Column("asked", Instant, nullable=False),
+    Column("grid", Text),  # JSON of a Grid: that of this ETag
+)
+
 harvests = Table(
     "harvests",
     metadata,

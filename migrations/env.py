@@ -2,7 +2,6 @@
 
 from alembic import context
 
-from firnline import source_files  # noqa: F401  a table of its own
 from firnline.tables import PROPERTY_INDEXES, metadata
 
 
