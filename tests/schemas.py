@@ -32,6 +32,7 @@ _KINDS = {
 }
 ORDER = "https://stac-extensions.github.io/order/v1.0.0/schema.json"
 _ORDER_SCHEMA = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
     "type": "object",
     "properties": {
         "properties": {

@@ -322,7 +322,6 @@ class TestBadInput:
             ({"datetime": "2018"}, "datetime"),
             ({"limit": 0}, "limit"),
             ({"limit": "many"}, "limit"),
-            ({"ids": "pole"}, "ids"),
             ({"ids": [1]}, "ids"),
             ({"ids": ["a\0"]}, "ids"),
             ({"ids": ["x"] * 10_001}, "ids"),
