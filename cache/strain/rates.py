@@ -31,6 +31,11 @@ from firnline.errors import InputError
 # are made in float64, of more of them.
 _BLOCK_ROWS, _BLOCK_COLUMNS, _NARROW_COLUMNS = 32, 4096, 1024
 
+# glibc (2.36) gives the memory of temporaries back to the system and faults it in again page by
+# page, half of the time of a large grid, until it has seen a block of up to 32 MB come and go: then
+# it keeps twice as much. Such a block is asked for, and not touched.
+_HEAP_BYTES = 2**24
+
 Area = tuple[slice, slice]
 
 
@@ -126,6 +131,7 @@ def strain_rates(
         flow_law = None
     kernel = _Kernel(u, v, steps, _radius(radius, u.shape), method, gaps, errors, flow_law)
     out: dict[str, Floats] = {name: np.empty(u.shape, kernel.dtype) for name in wanted}
+    np.empty(_HEAP_BYTES, np.uint8)
     with ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="strain") as pool:
         for _ in pool.map(lambda area: kernel.write(area, out), kernel.areas()):
             pass
