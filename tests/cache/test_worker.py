@@ -187,7 +187,7 @@ def test_killed_workers_make_the_undisturbed_subset(
     asked: Request,
     undisturbed: dict[str, tuple[int, str]],
 ) -> None:
-    """Four generations of a subset, each by three workers of which two are killed."""
+    """Generations of a subset, each by three workers of which two are killed, as a rule."""
     seed = int(os.environ.get("FIRNLINE_TEST_SEED") or random.randrange(2**32))
     tell(f"FIRNLINE_TEST_SEED={seed}")
     chance = random.Random(seed)
@@ -196,38 +196,41 @@ def test_killed_workers_make_the_undisturbed_subset(
     assert len(tiles) >= 8
     workers.start()
     kills = 0
-    for _ in range(4):
+    while kills < 8:
         before = generation(engine)
         job = jobs.submit(engine, asked, refresh=True)
         sample.server.latency = 0.01
-        moments = sorted(chance.uniform(-10, 100) for _ in range(2))
-        for attempt, moment in enumerate(moments, 1):
+        attempts, done = 1, set[int]()
+        for moment in sorted(chance.uniform(-10, 100) for _ in range(2)):
             workers.start()  # the one that will take over
-            process = wait_for(lambda job=job: workers.owner(jobs.get(engine, job.id)))
+            wait_for(lambda job=job: workers.owner(jobs.get(engine, job.id)))
             wait_for(lambda job=job, p=moment: jobs.get(engine, job.id).progress >= min(p, 95))
             time.sleep(chance.uniform(0.0, 0.4))
-            workers.kill(process)
-            kills += 1
+            if process := workers.owner(jobs.get(engine, job.id)):
+                workers.kill(process)
             killed = jobs.get(engine, job.id)
-            assert killed.living, "a job is not over before it is killed"
-            assert killed.attempt == attempt
+            if not killed.living:
+                break  # it was done before it could be killed
+            kills += 1
+            assert killed.attempt == attempts
             assert generation(engine) == before, "readers see what they saw before"
             complete_generations(small, asked)
             time.sleep(0.1)  # what was under way at the mirror is answered
             done = set(jobs.finished_tiles(engine, killed))
             sample.server.clear()
             tell(f"killed at {killed.progress} % with {len(done)} of {len(tiles)} tiles")
-            wait_for(lambda job=job, n=attempt: jobs.get(engine, job.id).attempt == n + 1)
+            attempts += 1
+            wait_for(lambda job=job, n=attempts: jobs.get(engine, job.id).attempt == n)
         sample.server.latency = 0.0
         wait_for(lambda job=job: not jobs.get(engine, job.id).living)
         ended = jobs.get(engine, job.id)
-        assert (ended.status, ended.message, ended.attempt) == ("successful", "done", 3)
-        assert chunk_requests(sample) == chunks_of(plan, tiles - done), "only what was not done"
+        assert (ended.status, ended.message, ended.attempt) == ("successful", "done", attempts)
+        if killed.living:
+            assert chunk_requests(sample) == chunks_of(plan, tiles - done), "only what was not done"
         assert generation(engine) != before
         assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
         assert generation(engine) in complete_generations(small, asked)
         assert list((small.cache_dir / "work").iterdir()) == []
-    assert kills == 8
 
 
 def test_a_stalled_worker_finds_that_it_has_lost(
