@@ -148,7 +148,7 @@ def test_missing_is_not_unreachable(
 ) -> None:
     with pytest.raises(SourceMissingError):
         read_grid(source, "a.tif", "EPSG:3031")
-    monkeypatch.setattr("firnline.source._RETRIES", 0)
+    monkeypatch.setattr("firnline.web._RETRIES", 0)
     server.faults = Faults(Fault("status", 503))
     with pytest.raises(SourceUnreachableError):
         read_grid(Source(server.url, allowed=(f"{server.url}/",)), "a.tif", "EPSG:3031")
