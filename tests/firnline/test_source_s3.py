@@ -9,7 +9,7 @@ import obstore
 import pytest
 
 from firnline import web
-from firnline.document import exist, read_document
+from firnline.document import Seen, look_up, read_document
 from firnline.errors import (
     SourceCorruptError,
     SourceMissingError,
@@ -107,8 +107,12 @@ def test_documents(server: Any) -> None:
     assert (
         read_document("s3://public/catalog.json", allowed=ALLOWED, known=found.validators) is None
     )
-    urls = [f"s3://public/{name}" for name in ("catalog.json", "a b/cube.zarr/zarr.json", "none")]
-    assert exist(urls, allowed=ALLOWED) == [True, True, False]
+    files = [[f"s3://public/{name}"] for name in ("catalog.json", "a b/cube.zarr/vx/0.0.0", "none")]
+    catalog, chunk, none = look_up(files, allowed=ALLOWED)
+    assert catalog == Seen(found.validators.etag, 2)
+    assert isinstance(chunk, Seen)
+    assert chunk.size == len(BODY)
+    assert none is None
 
 
 def test_a_bucket_that_sends_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
