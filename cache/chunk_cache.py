@@ -2,14 +2,17 @@
 
 One file a chunk, named by a hash of the chunk's address, with a checksum: a file that is damaged is
 no file. Files are written aside and renamed, so any number of processes may share the folder and
-be killed at any moment. The least recently used go when the quota is near; their sizes are summed
-up in one small file, and the folder is looked through only when it is full (or once a day, for
-what killed processes did not sum up). A disk that is full, or that can't be written, is no error:
-chunks are then fetched.
+be killed at any moment. They are written by a thread of its own, which no one waits for unless it
+falls far behind.
+
+The least recently used go when the quota is near. The sizes are summed up in one small file, and
+the folder is looked through only when that says it's full, or once a day, for what killed processes
+did not sum up. A disk that is full, or that can't be written, is no error: chunks are fetched then.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -18,6 +21,7 @@ import os
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -34,6 +38,8 @@ _HEAD = struct.Struct("<IHH")
 _LAYOUT = 1
 _USAGE = "usage"
 _FULL, _LESS = 15 / 16, 14 / 16  # shares of the quota: what is full, and what it's brought down to
+_UNSAID = 1 / 128  # of the quota, that a process writes before it adds it to the sum
+_BEHIND = 64 << 20  # bytes that wait to be written
 _DAY = 86_400.0
 _LEFT_BEHIND = 3_600.0  # seconds after which a file that is written aside is someone's who died
 
@@ -46,14 +52,17 @@ class ChunkCache:
     folder
         Made when first needed.
     quota
-        Bytes, on disk as the files' sizes say.
+        Bytes, as the files' sizes say.
     """
 
     def __init__(self, folder: Path, quota: int) -> None:
         self._folder = folder
         self._quota = quota
         self._turns = Turns()
-        self._lock = threading.Lock()
+        self._waiting: dict[str, Kept] = {}
+        self._waiting_bytes = 0
+        self._written = threading.Condition()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="keep")
         self._grown = 0  # bytes that this process has not added to the sum yet
         self._complained = False
 
@@ -63,6 +72,9 @@ class ChunkCache:
 
     def read(self, key: str) -> Kept | None:
         """What is kept by this name, and whole."""
+        with self._written:
+            if (waiting := self._waiting.get(key)) is not None:
+                return waiting
         path = self._path(key)
         try:
             with path.open("rb") as file:
@@ -80,50 +92,90 @@ class ChunkCache:
         return Kept(body, etag, version)
 
     def write(self, key: str, kept: Kept) -> None:
-        """Keep this, if there is room."""
-        about = json.dumps([key, kept.etag, kept.version]).encode()
-        body = bytes(kept.data)
-        size = _HEAD.size + len(about) + len(body)
-        if size > self._quota * (1 - _FULL) or len(about) >= 1 << 16:
+        """Keep this, soon, if there is room."""
+        size = memoryview(kept.data).nbytes
+        if size > self._quota * (1 - _FULL):
             return
-        checksum = google_crc32c.extend(google_crc32c.value(about), body)
-        path = self._path(key)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+        with self._written:
+            self._written.wait_for(lambda: self._waiting_bytes < _BEHIND)
+            self._waiting_bytes += size
+            self._waiting[key] = kept
         try:
-            before = _size(path)
-            try:
-                _put(aside, _HEAD.pack(checksum, _LAYOUT, len(about)), about, body)
-                aside.rename(path)
-            except BaseException:
-                aside.unlink(missing_ok=True)
-                raise
-            self._account(size - before)
+            self._writer.submit(self._store, key, kept, size)
+        except RuntimeError:  # this process is about to end
+            self._forget(key, kept, size)
+
+    def flush(self) -> None:
+        """Wait until all is written. A process that ends does so by itself."""
+        with self._written:
+            self._written.wait_for(lambda: not self._waiting)
+
+    def _store(self, key: str, kept: Kept, size: int) -> None:
+        try:
+            self._grown += self._put(key, kept)
+            if self._grown > self._quota * _UNSAID or self._waiting_bytes == size:
+                self._sum_up()
         except OSError as error:
             if not self._complained:
                 self._complained = True
                 log.warning("chunks are not kept", folder=str(self._folder), reason=str(error))
+        finally:
+            self._forget(key, kept, size)
+
+    def _forget(self, key: str, kept: Kept, size: int) -> None:
+        with self._written:
+            self._waiting_bytes -= size
+            if self._waiting.get(key) is kept:
+                del self._waiting[key]
+            self._written.notify_all()
 
     def _path(self, key: str) -> Path:
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return self._folder / name[0] / name[1:]  # few folders: making one takes as long as a file
 
-    def _account(self, grown: int) -> None:
+    def _put(self, key: str, kept: Kept) -> int:
+        """Write a file; by how much the folder grew."""
+        about = json.dumps([key, kept.etag, kept.version]).encode()
+        body = bytes(kept.data)
+        checksum = google_crc32c.extend(google_crc32c.value(about), body)
+        parts = (_HEAD.pack(checksum, _LAYOUT, len(about)), about, body)
+        size = sum(map(len, parts))
+        path = self._path(key)
+        aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        # As few calls as can be: each gives the interpreter lock to those who decode.
+        try:
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # the first in its folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                if os.writev(descriptor, parts) < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(descriptor)
+            before = _size(path)
+            aside.rename(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        return size - before
+
+    def _sum_up(self) -> None:
         """Add to the sum of all processes; who finds that it's full makes room."""
-        with self._lock:
-            self._grown += grown
-            descriptor = os.open(self._folder / _USAGE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "r+b") as usage:
-                try:
-                    fcntl.flock(usage, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:  # another is at it: the next time
-                    return
-                total, looked = _parse(usage.read())
-                total += self._grown
-                self._grown = 0
-                if total > self._quota * _FULL or time.time() - looked > _DAY:
-                    total, looked = self._make_room(), time.time()
-                usage.seek(0)
-                usage.write(f"{total} {looked:.0f}".encode().ljust(64))
+        descriptor = os.open(self._folder / _USAGE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "r+b") as usage:
+            try:
+                fcntl.flock(usage, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another is at it: the next time
+                return
+            total, looked = _parse(usage.read())
+            total += self._grown
+            self._grown = 0
+            if total > self._quota * _FULL or time.time() - looked > _DAY:
+                total, looked = self._make_room(), time.time()
+            usage.seek(0)
+            usage.write(f"{total} {looked:.0f}".encode().ljust(64))
 
     def _make_room(self) -> int:
         """Remove what was used least recently if it's more than the quota; the bytes that stay."""
@@ -159,16 +211,6 @@ def open_chunk_cache(settings: Settings) -> ChunkCache | None:
 
 
 _open = functools.lru_cache(maxsize=None)(ChunkCache)
-
-
-def _put(path: Path, *parts: bytes) -> None:
-    try:
-        file = path.open("wb")
-    except FileNotFoundError:  # the first in its folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-    with file:
-        file.writelines(parts)
 
 
 def _size(path: Path) -> int:

@@ -158,7 +158,9 @@ def _follow(
 
 def _once(method: str, url: str, headers: dict[str, str], largest: int) -> Answer:
     parts = urlsplit(url)
-    response = _connections(_proxy(parts.scheme, parts.netloc), os.getpid()).urlopen(
+    proxy = _proxy(parts.scheme, parts.netloc)
+    tls = parts.scheme == "https" or (proxy or "").startswith("https")
+    response = _connections(proxy, os.getpid(), tls).urlopen(
         method,
         url,
         headers={"User-Agent": f"firnline/{__version__}", **headers},
@@ -198,10 +200,12 @@ def _body(response: urllib3.BaseHTTPResponse, largest: int, *, strict: bool) -> 
 
 
 @functools.lru_cache(maxsize=8)
-def _connections(proxy: str | None, process: int) -> urllib3.PoolManager:
+def _connections(proxy: str | None, process: int, tls: bool) -> urllib3.PoolManager:
     """The connections of a process, which must not go over to one that's forked from it."""
-    context = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE's
-    context.load_verify_locations(certifi.where())  # some systems have none
+    context = None
+    if tls:
+        context = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE's
+        context.load_verify_locations(certifi.where())  # some systems have none
     if proxy is not None:
         return urllib3.ProxyManager(proxy, maxsize=_CONNECTIONS, ssl_context=context)
     return urllib3.PoolManager(maxsize=_CONNECTIONS, ssl_context=context)

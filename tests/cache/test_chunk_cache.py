@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import signal
@@ -23,6 +22,12 @@ from firnline.chunks import Kept
 from firnline.settings import Settings
 
 MB = 1_000_000
+
+
+def put(cache: ChunkCache, key: str, what: Kept) -> None:
+    """Keep it, and see it written."""
+    cache.write(key, what)
+    cache.flush()
 
 
 def kept(data: bytes, etag: str | None = '"e"', version: str | None = '"v"') -> Kept:
@@ -48,14 +53,14 @@ def test_what_is_written_is_read(
 ) -> None:
     cache = ChunkCache(tmp_path / "chunks", 10 * MB)
     assert cache.read("https://host/a/b#0+5") is None
-    cache.write("https://host/a/b#0+5", Kept(memoryview(data), etag, version))
-    cache.write("https://host/a/c", kept(b"another"))
+    put(cache, "https://host/a/b#0+5", Kept(memoryview(data), etag, version))
+    put(cache, "https://host/a/c", kept(b"another"))
     assert cache.read("https://host/a/b#0+5") == Kept(data, etag, version)
     # another process, as it were
     assert ChunkCache(tmp_path / "chunks", MB).read("https://host/a/b#0+5") == Kept(
         data, etag, version
     )
-    cache.write("https://host/a/b#0+5", kept(b"newer"))
+    put(cache, "https://host/a/b#0+5", kept(b"newer"))
     assert cache.read("https://host/a/b#0+5") == kept(b"newer")
     assert summed(tmp_path / "chunks") == used(tmp_path / "chunks")
 
@@ -66,7 +71,7 @@ def test_a_damaged_file_is_no_file(tmp_path_factory: Any, data: st.DataObject) -
     """Cut, longer, or with a byte changed anywhere: it is not there, and is written anew."""
     folder = tmp_path_factory.mktemp("chunks")
     cache = ChunkCache(folder, 10 * MB)
-    cache.write("key", kept(bytes(range(200))))
+    put(cache, "key", kept(bytes(range(200))))
     (path,) = files(folder)
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -79,13 +84,13 @@ def test_a_damaged_file_is_no_file(tmp_path_factory: Any, data: st.DataObject) -
         wrong = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[at]))
         path.write_bytes(whole[:at] + bytes([wrong]) + whole[at + 1 :])
     assert cache.read("key") is None
-    cache.write("key", kept(b"again"))
+    put(cache, "key", kept(b"again"))
     assert cache.read("key") == kept(b"again")
 
 
 def test_anothers_file_is_not_read(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, 10 * MB)
-    cache.write("one", kept(b"1"))
+    put(cache, "one", kept(b"1"))
     (path,) = files(tmp_path)
     other = cache._path("two")
     other.parent.mkdir(exist_ok=True)
@@ -96,12 +101,12 @@ def test_anothers_file_is_not_read(tmp_path: Path) -> None:
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, MB)
     for n in range(20):
-        cache.write(str(n), kept(bytes(40_000)))
+        put(cache, str(n), kept(bytes(40_000)))
         os.utime(cache._path(str(n)), (1_000_000 + n, 1_000_000 + n))
     for n in (0, 3, 7):
         assert cache.read(str(n)) is not None  # used now
     for n in range(20, 28):  # 28 x 40 kB is more than the quota
-        cache.write(str(n), kept(bytes(40_000)))
+        put(cache, str(n), kept(bytes(40_000)))
     left = {n for n in range(28) if cache.read(str(n)) is not None}
     assert {0, 3, 7, *range(20, 28)} <= left
     gone = sorted(set(range(28)) - left)
@@ -121,7 +126,7 @@ def test_the_quota_holds_all_the_time_and_the_folder_is_seldom_looked_through(
     written = 0
     for n in range(1500):
         size = rng.randrange(20_000)
-        cache.write(str(rng.randrange(600)), kept(bytes(size)))
+        put(cache, str(rng.randrange(600)), kept(bytes(size)))
         written += size
         if n % 50 == 0:
             assert used(tmp_path) <= MB
@@ -133,8 +138,8 @@ def test_the_quota_holds_all_the_time_and_the_folder_is_seldom_looked_through(
 
 def test_what_would_push_out_everything_else_is_not_kept(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, MB)
-    cache.write("small", kept(bytes(1000)))
-    cache.write("large", kept(bytes(MB // 2)))
+    put(cache, "small", kept(bytes(1000)))
+    put(cache, "large", kept(bytes(MB // 2)))
     assert cache.read("large") is None
     assert cache.read("small") is not None
 
@@ -143,60 +148,45 @@ def test_what_was_not_summed_up_is_found_when_looked_for(tmp_path: Path) -> None
     """A process that was killed between its file and the sum; files of no one; a damaged sum."""
     cache = ChunkCache(tmp_path, MB)
     for n in range(15):
-        cache.write(str(n), kept(bytes(50_000)))
+        put(cache, str(n), kept(bytes(50_000)))
     abandoned = [tmp_path / "ab" / f"cd.{n}.1.partial" for n in range(2)]
     abandoned[0].parent.mkdir(exist_ok=True)
     for path in abandoned:
         path.write_bytes(bytes(500_000))
     os.utime(abandoned[0], (1_000_000, 1_000_000))
     (tmp_path / "usage").write_text("-5 rubbish")
-    cache.write("next", kept(bytes(50_000)))
+    put(cache, "next", kept(bytes(50_000)))
     assert [path.exists() for path in abandoned] == [False, True]
     assert summed(tmp_path) == used(tmp_path) - 500_000
     # a sum that is wrong, but looks right, is put right a day later
     (tmp_path / "usage").write_text(f"0 {time.time() - 90_000:.0f}")
-    cache.write("one more", kept(bytes(1000)))
+    put(cache, "one more", kept(bytes(1000)))
     assert summed(tmp_path) == used(tmp_path) - 500_000
 
 
 class TestDisk:
     def test_a_full_one_is_no_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cache = ChunkCache(tmp_path, 10 * MB)
-        cache.write("before", kept(b"before"))
-        real = Path.open
+        put(cache, "before", kept(b"before"))
+        real = os.writev
 
-        def full(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
-            file = real(path, mode, *more, **options)
-            if mode != "wb":
-                return file
+        def full(descriptor: int, parts: Any) -> int:
+            return real(descriptor, [parts[0]])  # and no more
 
-            class Full:
-                def __enter__(self) -> Full:
-                    return self
-
-                def __exit__(self, *_: object) -> None:
-                    file.close()
-
-                def writelines(self, parts: Any) -> None:
-                    file.write(b"some of it")
-                    raise OSError(errno.ENOSPC, "No space left on device")
-
-            return Full()
-
-        monkeypatch.setattr(Path, "open", full)
+        monkeypatch.setattr(os, "writev", full)
         for n in range(3):
-            cache.write(str(n), kept(b"after"))
+            put(cache, str(n), kept(b"after"))
             assert cache.read(str(n)) is None
         assert cache.read("before") == kept(b"before")
         monkeypatch.undo()
         assert len(files(tmp_path)) == 1, "nothing half written is left"
-        cache.write("0", kept(b"after"))
+        put(cache, "0", kept(b"after"))
         assert cache.read("0") == kept(b"after")
 
     def test_a_folder_that_can_not_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         cache = ChunkCache(tmp_path / "file" / "chunks", 10 * MB)
-        cache.write("key", kept(b"x"))
+        put(cache, "key", kept(b"x"))
         assert cache.read("key") is None
 
 
