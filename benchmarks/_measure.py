@@ -82,13 +82,14 @@ def server_cpu(backend: int) -> float:
 
 
 @contextmanager
-def served(folder: Path, *, latency: float = 0.0) -> Iterator[str]:
+def served(folder: Path, *, latency: float = 0.0, bandwidth: float | None = None) -> Iterator[str]:
     """Serve a mirror from a process of its own; yields its URL."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "firnline.indexer.mirror", str(folder)]
-    with subprocess.Popen(
-        [*command, "--latency", str(latency)], stdout=subprocess.PIPE, text=True
-    ) as server:
+    command += ["--latency", str(latency)]
+    if bandwidth is not None:
+        command += ["--bandwidth", str(bandwidth)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             yield server.stdout.readline().strip()

@@ -13,16 +13,16 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from firnline.cache.plan import Chunk, Plan, Tile
 from firnline.cache.stitch import scatter
-from firnline.chunks import ChunkReader
+from firnline.chunks import ChunkReader, Index, Keeper
 from firnline.cube import Array
 from firnline.errors import SourceCorruptError
 
@@ -30,33 +30,50 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Raw = np.ndarray[Any, np.dtype[Any]]
+Request = Future["Buffer | None"]
+T = TypeVar("T")
 
 _DECODERS = max(2, os.cpu_count() or 1)
-_TRIES = 3
+_TOGETHER = 16  # chunks of one shard that are asked for as one, at most
 
 
 @dataclass
 class Counts:
-    """What a fetch did: ``bytes`` as downloaded; ``absent`` chunks that the source lacks."""
+    """What a fetch did.
+
+    ``bytes`` as downloaded; ``absent`` chunks that the source lacks; ``reused`` ones (and indices
+    of shards) that an earlier fetch had kept.
+    """
 
     requests: int = 0
     bytes: int = 0
     chunks: int = 0
     absent: int = 0
+    reused: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _told: dict[str, int] = field(default_factory=dict, repr=False)
 
-    def add(self, *, requests: int = 0, bytes: int = 0, chunks: int = 0, absent: int = 0) -> None:
+    def add(
+        self,
+        *,
+        requests: int = 0,
+        bytes: int = 0,
+        chunks: int = 0,
+        absent: int = 0,
+        reused: int = 0,
+    ) -> None:
         """Add to the counts, from any thread."""
         with self._lock:
             self.requests += requests
             self.bytes += bytes
             self.chunks += chunks
             self.absent += absent
+            self.reused += reused
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""
-        return {name: getattr(self, name) for name in ("requests", "bytes", "chunks", "absent")}
+        names = ("requests", "bytes", "chunks", "absent", "reused")
+        return {name: getattr(self, name) for name in names}
 
     def since_last(self) -> dict[str, int]:
         """What was added since this was asked last: what a tile's checkpoint keeps."""
@@ -89,26 +106,40 @@ class Fetcher:
         Requests under way at once.
     keep_bytes
         Limit of the compressed bytes that are kept for later tiles.
+    keeper
+        Where chunks are kept for later jobs.
     """
 
     def __init__(
-        self, plan: Plan, tiles: Iterable[Tile], *, concurrency: int, keep_bytes: int
+        self,
+        plan: Plan,
+        tiles: Iterable[Tile],
+        *,
+        concurrency: int,
+        keep_bytes: int,
+        keeper: Keeper | None = None,
     ) -> None:
         self.counts = Counts()
         self._plan = plan
-        self._window = 2 * concurrency
+        sharded = any(
+            cube.layout.variable(name).shards
+            for cube in plan.cubes
+            for name in plan.request.variables
+        )
+        self._window = (4 if sharded else 2) * concurrency  # several chunks come at once
         self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
-        self._kept: dict[tuple[int, str], Future[Buffer | None]] = {}
+        self._kept: dict[tuple[int, str], Request] = {}
         self._sizes: dict[tuple[int, str], int] = {}
         self._kept_bytes = 0
         self._uses = plan.uses_of(tiles)
         self._readers = [
-            ChunkReader(cube.source, lambda size: self.counts.add(requests=1, bytes=size))
+            ChunkReader(cube.source, version=cube.layout.etag, keeper=keeper, counter=self.counts)
             for cube in plan.cubes
         ]
         self._local = threading.local()  # each decoder's scratch, of one chunk
         self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
+        self._confirmers = ThreadPoolExecutor(4, thread_name_prefix="confirm")
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
     def __enter__(self) -> Fetcher:
@@ -117,6 +148,7 @@ class Fetcher:
     def __exit__(self, *exc: object) -> None:
         # a request that hangs is not waited for: whoever stops has to be let go
         self._requests.shutdown(wait=False, cancel_futures=True)
+        self._confirmers.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     @property
@@ -137,12 +169,22 @@ class Fetcher:
         ------
         SourceUnreachableError, SourceCorruptError
             A chunk could not be had; what was under way is dropped.
+        SourceMissingError, SourceChangedError
+            A cube has gone, or is another one by now: what came of it can't be used.
         """
-        work = list(work)
+        try:
+            yield from self._tiles(list(work), check)
+        except SourceCorruptError:
+            self._confirm(self._readers, check)  # no damage where it is another cube by now
+            raise
+
+    def _tiles(
+        self, work: Sequence[tuple[Tile, str]], check: Callable[[], None]
+    ) -> Iterator[tuple[Tile, str, Raw]]:
         ahead = self._request_ahead(work)
-        waiting: deque[tuple[Chunk, Future[Buffer | None]]] = deque()
+        waiting: deque[tuple[Chunk, Request]] = deque()
         buffer = np.empty(0, np.uint8)
-        for tile, variable in work:
+        for n, (tile, variable) in enumerate(work, start=1):
             array = self._plan.array(variable)
             shape = (self._plan.shape[0], *tile.shape)
             size = math.prod(shape) * array.dtype.itemsize
@@ -167,24 +209,82 @@ class Fetcher:
                     decodes.popleft().result()
             for decode in decodes:
                 decode.result()
+            if n == len(work):
+                self._confirm(self._readers, check)
+            elif work[n][0] is not tile:
+                # Before the tile counts as done: ITS_LIVE's writer leaves out chunks in which
+                # every value is missing, but all are absent where the cube has gone.
+                self._confirm([r for r in self._readers if r.uncertain], check)
             check()
             yield tile, variable, target
 
-    def _request_ahead(
-        self, work: Iterable[tuple[Tile, str]]
-    ) -> Iterator[tuple[Chunk, Future[Buffer | None]]]:
+    def _confirm(self, readers: Iterable[ChunkReader], check: Callable[[], None]) -> None:
+        for confirmed in [self._confirmers.submit(reader.confirm) for reader in readers]:
+            _wait(confirmed, check)
+
+    def _request_ahead(self, work: Iterable[tuple[Tile, str]]) -> Iterator[tuple[Chunk, Request]]:
         """Start the requests in order; one for a chunk, whoever needs it."""
         for tile, variable in work:
-            for chunk in self._plan.chunks(tile, variable):
-                name = (chunk.cube, chunk.key)
-                request = self._take(name) or self._requests.submit(self._get, chunk)
-                self._uses[name] -= 1
-                if self._uses[name] > 0 and self._kept_bytes < self._keep_bytes:
-                    self._keep(name, request)
-                yield chunk, request
+            for group in self._groups(tile, variable):
+                requests = []
+                new = []
+                for chunk in group:
+                    name = chunk.cube, chunk.key
+                    request = self._take(name)
+                    if request is None:
+                        request = Future()
+                        new.append((chunk, request))
+                    self._uses[name] -= 1
+                    if self._uses[name] > 0 and self._kept_bytes < self._keep_bytes:
+                        self._keep(name, request)
+                    requests.append(request)
+                if new:
+                    array = self._plan.cubes[group[0].cube].layout.variable(variable)
+                    self._requests.submit(self._fetch_group, array, new)
+                yield from zip(group, requests, strict=True)
 
-    def _keep(self, name: tuple[int, str], request: Future[Buffer | None]) -> None:
-        def count(done: Future[Buffer | None]) -> None:
+    def _groups(self, tile: Tile, variable: str) -> Iterator[list[Chunk]]:
+        """The chunks that a tile needs, those of one shard together."""
+        groups: dict[tuple[int, str], list[Chunk]] = {}
+        for chunk in self._plan.chunks(tile, variable):
+            groups.setdefault((chunk.cube, chunk.key.partition("#")[0]), []).append(chunk)
+        for group in groups.values():
+            for first in range(0, len(group), _TOGETHER):
+                yield group[first : first + _TOGETHER]
+
+    def _fetch_group(self, array: Array, group: Sequence[tuple[Chunk, Request]]) -> None:
+        """Fetch chunks of one object; where that takes several requests, side by side."""
+        try:
+            parts = [group]
+            if array.shards is not None:
+                whose: dict[Index, tuple[Chunk, Request]]
+                whose = {chunk.index: (chunk, request) for chunk, request in group}
+                together = self._readers[group[0][0].cube].together(array, list(whose))
+                parts = [[whose[index] for index in part] for part in together]
+            for part in parts[1:]:
+                self._requests.submit(self._fetch, array, part)
+        except BaseException as error:  # noqa: BLE001  raised where the chunks are waited for
+            _fail(group, error)
+        else:
+            self._fetch(array, parts[0])
+
+    def _fetch(self, array: Array, part: Sequence[tuple[Chunk, Request]]) -> None:
+        """Fetch chunks of one object by one request, and give them to those who wait."""
+        cube = part[0][0].cube
+        try:
+            found = self._readers[cube].get_together(array, [chunk.index for chunk, _ in part])
+        except BaseException as error:  # noqa: BLE001  raised where the chunks are waited for
+            _fail(part, error)
+            return
+        for (chunk, request), data in zip(part, found, strict=True):
+            if data is None:
+                self.counts.add(absent=1)
+            elif self._kept.get((cube, chunk.key)) is request:
+                data = bytes(data)  # not the whole request that it is a part of
+            request.set_result(data)
+
+    def _keep(self, name: tuple[int, str], request: Request) -> None:
+        def count(done: Request) -> None:
             with self._lock:
                 if self._kept.get(name) is done:
                     self._sizes[name] = _size(done)
@@ -194,55 +294,32 @@ class Fetcher:
             self._kept[name] = request
         request.add_done_callback(count)
 
-    def _take(self, name: tuple[int, str]) -> Future[Buffer | None] | None:
+    def _take(self, name: tuple[int, str]) -> Request | None:
         with self._lock:
             self._kept_bytes -= self._sizes.pop(name, 0)
             return self._kept.pop(name, None)
-
-    def _get(self, chunk: Chunk) -> Buffer | None:
-        """The chunk's bytes, or None where the source does not have it."""
-        data = self._read(chunk)
-        if data is None:
-            # The cube's metadata came from the same place, so the place is there: ITS_LIVE's
-            # writer leaves out chunks in which every value is missing.
-            self.counts.add(absent=1)
-        return data
-
-    def _read(self, chunk: Chunk) -> Buffer | None:
-        variable = chunk.key.split("/", 1)[0]
-        array = self._plan.cubes[chunk.cube].layout.variable(variable)
-        return self._readers[chunk.cube].get(array, chunk.index)
 
     def _place(self, target: Raw, variable: str, chunk: Chunk, data: Buffer | None) -> None:
         if data is None:
             return
         cube = self._plan.cubes[chunk.cube]
         array = cube.layout.variable(variable)
-        values = self._decode(array, chunk, data)
+        scratch = getattr(self._local, "scratch", None)
+        if scratch is None or (scratch.shape, scratch.dtype) != (array.chunks, array.dtype):
+            scratch = self._local.scratch = np.empty(array.chunks, array.dtype)
+        values = self._readers[chunk.cube].decode(array, chunk.index, data, out=scratch)
         moves = self._plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
         scatter(target, values, moves, chunk.rows, chunk.columns)
         self.counts.add(chunks=1)
 
-    def _decode(self, array: Array, chunk: Chunk, data: Buffer) -> Raw:
-        """Decode; bytes that don't are fetched again, since it may be the transfer that broke."""
-        scratch = getattr(self._local, "scratch", None)
-        if scratch is None or (scratch.shape, scratch.dtype) != (array.chunks, array.dtype):
-            scratch = self._local.scratch = np.empty(array.chunks, array.dtype)
-        for attempt in range(_TRIES):
-            try:
-                values: Raw = array.decode(data, out=scratch)
-                return values
-            except SourceCorruptError:
-                if attempt == _TRIES - 1:
-                    raise
-                again = self._read(chunk)
-                if again is None:
-                    raise
-                data = again
-        raise AssertionError("unreachable")
+
+def _fail(part: Sequence[tuple[Chunk, Request]], error: BaseException) -> None:
+    for _, request in part:
+        if not request.done():
+            request.set_exception(error)
 
 
-def _wait(request: Future[Buffer | None], check: Callable[[], None]) -> Buffer | None:
+def _wait(request: Future[T], check: Callable[[], None]) -> T:
     while True:
         try:
             return request.result(timeout=0.5)
@@ -252,7 +329,7 @@ def _wait(request: Future[Buffer | None], check: Callable[[], None]) -> Buffer |
             check()
 
 
-def _size(request: Future[Buffer | None]) -> int:
+def _size(request: Request) -> int:
     if request.cancelled() or request.exception() is not None:
         return 0
     data = request.result()

@@ -19,6 +19,7 @@ import numpy as np
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, products, store
+from firnline.cache.chunk_cache import open_chunk_cache
 from firnline.cache.composite_store import (
     check_periods,
     composite_tile,
@@ -33,7 +34,7 @@ from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
 from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
-from firnline.errors import JobDismissedError, JobLostError
+from firnline.errors import JobDismissedError, JobLostError, SourceChangedError
 from firnline.settings import Settings
 from firnline.source import Source
 
@@ -42,6 +43,7 @@ Raw = np.ndarray[Any, np.dtype[Any]]
 # Beside the subset in an attempt's folder, which goes when the subset is published: whatever
 # moment an attempt dies at, the next one finds what it needs.
 _PLAN, _SUBSET = "plan.json", "subset"
+_BEGINNINGS = 3
 
 
 class Pulse(Protocol):
@@ -86,15 +88,20 @@ def plan_request(
 
 def _open_cubes(settings: Settings, chosen: Sequence[CubeItem]) -> list[OpenCube]:
     requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open")
+    roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
+    keeper = open_chunk_cache(settings)
     with requests, ThreadPoolExecutor(4, thread_name_prefix="cube") as openers:
-        sources = [Source(cube.href, allowed=settings.allowed_sources) for cube in chosen]
         return list(
-            openers.map(lambda cube, source: open_cube(cube, source, requests), chosen, sources)
+            openers.map(
+                lambda cube: open_cube(cube, Source(cube.href, **roots), requests, keeper), chosen
+            )
         )
 
 
 def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
     """Do a claimed job to its end; returns the id of the published subset.
+
+    A cube that changes while it is read makes it begin anew, a few times.
 
     Raises
     ------
@@ -104,6 +111,15 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
     JobDismissedError, JobLostError
         Whatever was written is left for the caller to remove.
     """
+    for _ in range(_BEGINNINGS - 1):
+        try:
+            return _materialise(engine, settings, job, pulse)
+        except SourceChangedError as error:
+            pulse.say(0, f"{error}: once more from the beginning")
+    return _materialise(engine, settings, job, pulse)
+
+
+def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
     request = Request.parse(job.request, settings)
     pulse.say(0, "reading the cubes' metadata")
     began = time.monotonic()
@@ -178,7 +194,11 @@ def _run_tiles(
     order = [(tile, variable) for tile in todo for variable in variables]
     vx: Raw | None = None
     fetcher = Fetcher(
-        plan, todo, concurrency=settings.concurrency, keep_bytes=settings.memory_limit // 8
+        plan,
+        todo,
+        concurrency=settings.concurrency,
+        keep_bytes=settings.memory_limit // 8,
+        keeper=open_chunk_cache(settings),
     )
     with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
         # the empty store is made while the first chunks come

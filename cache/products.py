@@ -344,6 +344,7 @@ def _provenance(
             "bytes": counts.bytes,
             "chunks_decoded": counts.chunks,
             "chunks_absent": counts.absent,
+            "reused": counts.reused,
         },
         "seconds": round(seconds, 3),
         "made": datetime.now(UTC).isoformat(),

@@ -21,6 +21,7 @@ from sqlalchemy import Boolean, Connection, Engine, func, literal, select
 
 from firnline.arrays import basenames, instants, read_array
 from firnline.cache.request import Request
+from firnline.chunks import ChunkReader, Keeper
 from firnline.crs import parse_crs
 from firnline.cube import Cube, parse_cube, read_cube
 from firnline.database import reading
@@ -188,24 +189,35 @@ def _indexed_cube(connection: Connection, row: Any, source: Source, where: PairF
     )
 
 
-def open_cube(item: CubeItem, source: Source, executor: Executor) -> OpenCube:
+def open_cube(
+    item: CubeItem, source: Source, executor: Executor, keeper: Keeper | None = None
+) -> OpenCube:
     """Read a cube's metadata, coordinates and 1-D variables, its requests on `executor`.
 
     Raises
     ------
     SourceMissingError
         There is no cube at its address.
+    SourceChangedError
+        Its metadata and its arrays are of two states of it.
     SourceUnreachableError, SourceCorruptError
     """
     layout = read_cube(source)
+    reader = ChunkReader(source, version=layout.etag, keeper=keeper)
     time = layout.time
     reads: dict[str, Callable[[], Raw]] = {}
     for name, array in layout.arrays.items():
         if name in ("x", "y", time) or array.dims == (time,):
             reduce = basenames if name == "granule_url" else None
             needed = name in ("x", "y", time, *_NEEDED)
-            reads[name] = read_array(source, array, executor, reduce, needed=needed)
-    read = {name: result() for name, result in reads.items()}
+            reads[name] = read_array(reader, array, executor, reduce, needed=needed)
+    try:
+        read = {name: result() for name, result in reads.items()}
+    except SourceCorruptError:
+        reader.confirm()  # it isn't damage where it is another cube by now
+        raise
+    if reader.uncertain:
+        reader.confirm()
     for name in ("x", "y"):
         if len(read[name]) < 2 or not np.ptp(np.diff(read[name])) < 1e-3:
             raise SourceCorruptError(f"{source.url}: {name} is not an evenly spaced axis")

@@ -17,7 +17,6 @@ import numpy as np
 from firnline.chunks import ChunkReader
 from firnline.cube import Array
 from firnline.errors import SourceCorruptError
-from firnline.source import Source
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,7 +25,7 @@ _one_large = threading.Lock()  # of several cubes' granule URLs, one is decoded 
 
 
 def read_array(
-    source: Source,
+    reader: ChunkReader,
     array: Array,
     executor: Executor,
     reduce: Callable[[Raw], Raw] | None = None,
@@ -40,8 +39,6 @@ def read_array(
     URLs take 4 kB a pair.
     """
 
-    reader = ChunkReader(source)
-
     def chunk(index: tuple[int, ...]) -> Raw:
         shape = tuple(
             min(size, array.shape[d] - index[d] * size) for d, size in enumerate(array.chunks)
@@ -49,13 +46,16 @@ def read_array(
         data = reader.get(array, index)
         if data is None:
             if needed:
-                raise SourceCorruptError(f"{source.url} has metadata, but no {array.key(index)}")
+                raise SourceCorruptError(
+                    f"{reader.source.url} has metadata, but no {array.key(index)}"
+                )
             missing = array.missing
             return np.full(shape, str(missing) if array.dtype.kind == "O" else missing)
+        part = tuple(slice(n) for n in shape)
         if array.dtype.kind == "O" or math.prod(array.chunks) * array.dtype.itemsize < _LARGE:
-            return reduced(array.decode(data)[tuple(slice(n) for n in shape)])
+            return reduced(reader.decode(array, index, data)[part])
         with _one_large:
-            return reduced(array.decode(data, out=_aside(array))[tuple(slice(n) for n in shape)])
+            return reduced(reader.decode(array, index, data, out=_aside(array))[part])
 
     def reduced(values: Raw) -> Raw:
         if reduce is not None:

@@ -233,6 +233,8 @@ def unchecked(view: memoryview, what: str) -> memoryview:
 def read_cube(source: Source) -> Cube:
     """Read the consolidated metadata of a cube: one request.
 
+    What can't be understood is read once more, since it may have broken on the way.
+
     Raises
     ------
     SourceMissingError
@@ -240,9 +242,15 @@ def read_cube(source: Source) -> Cube:
     SourceCorruptError
         The metadata can't be understood, or declares impossible sizes.
     """
-    blob = read_metadata(source)
-    assert blob is not None  # it is, where no ETag is given
-    return parse_cube(source.url, bytes(blob.data), blob.etag)
+    for again in (True, False):
+        blob = read_metadata(source)
+        assert blob is not None  # it is, where no ETag is given
+        try:
+            return parse_cube(source.url, bytes(blob.data), blob.etag)
+        except SourceCorruptError:
+            if not again:
+                raise
+    raise AssertionError("unreachable")
 
 
 def read_metadata(source: Source, etag: str | None = None) -> Blob | None:

@@ -7,15 +7,15 @@ never larger than :data:`LARGEST`, decompressed.
 from __future__ import annotations
 
 import hashlib
-import time
 import zlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from firnline import web
+from firnline.allowed import check_allowed
 from firnline.errors import (
     FirnlineError,
     SourceCorruptError,
@@ -23,18 +23,11 @@ from firnline.errors import (
     SourceNotAllowedError,
     SourceUnreachableError,
 )
-from firnline.source import Source, check_allowed
-
-if TYPE_CHECKING:
-    import httpx
+from firnline.source import Source, s3_address
 
 LARGEST = 1 << 28
 """Bytes of a document, thirty times the real catalog."""
 
-_ATTEMPTS = 5
-_REDIRECTS = 5
-_TIMEOUT = 60.0  # seconds for one request
-_CONNECT = 10.0  # of which to be connected
 _MEMBERS = 100  # each costs a copy of all that follows it
 _GZIP = b"\x1f\x8b"
 
@@ -139,21 +132,21 @@ def look_up(
         In the order of `files`. None: the server said that there is no such file. An error is no
         answer, or a refusal: an outage must not make anything look missing.
     """
-    with _client() as client, ThreadPoolExecutor(concurrency) as executor:
 
-        def look(urls: Sequence[str]) -> Seen | FirnlineError | None:
-            try:
-                return next(filter(None, (_seen(client, url, allowed) for url in urls)), None)
-            except FirnlineError as error:
-                return error
+    def look(urls: Sequence[str]) -> Seen | FirnlineError | None:
+        try:
+            return next(filter(None, (_seen(url, allowed) for url in urls)), None)
+        except FirnlineError as error:
+            return error
 
+    with ThreadPoolExecutor(concurrency) as executor:
         try:
             yield from executor.map(look, files)
         finally:  # the rest would each wait for its retries
             executor.shutdown(cancel_futures=True)
 
 
-def _seen(client: httpx.Client, url: str, allowed: Sequence[str]) -> Seen | None:
+def _seen(url: str, allowed: Sequence[str]) -> Seen | None:
     parts = urlsplit(check_allowed(url, allowed))
     if parts.scheme == "file":
         path = Path(unquote(parts.path))
@@ -161,10 +154,10 @@ def _seen(client: httpx.Client, url: str, allowed: Sequence[str]) -> Seen | None
             return Seen(None, path.stat().st_size) if path.is_file() else None
         except OSError as error:
             raise SourceUnreachableError(f"{url}: {error.strerror}") from error
-    if parts.scheme == "s3":  # anonymous reading of a bucket is plain HTTP
-        url = f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
+    if parts.scheme == "s3":
+        url = s3_address(url)
         allowed = [*allowed, url]
-    answer = _answer(client, "HEAD", url, allowed, {"Accept-Encoding": "identity"})
+    answer = web.ask("HEAD", url, allowed=allowed)
     if answer.status == 404:
         return None
     size = answer.headers.get("content-length", "")
@@ -172,20 +165,21 @@ def _seen(client: httpx.Client, url: str, allowed: Sequence[str]) -> Seen | None
 
 
 def _download(url: str, allowed: Sequence[str], known: Validators) -> Document | None:
-    # gzip and no other: httpx would unpack whatever is packed in whatever, without a limit.
     headers = {"Accept-Encoding": "gzip"}
     if known.etag is not None:
         headers["If-None-Match"] = known.etag
     if known.modified is not None:
         headers["If-Modified-Since"] = known.modified
-    with _client() as client:
-        answer = _answer(client, "GET", url, allowed, headers)
+    check_allowed(url, allowed)
+    answer = web.ask("GET", url, allowed=allowed, headers=headers, largest=LARGEST)
     if answer.status == 304 and known != Validators():
         return None
     if answer.status == 304:
         raise SourceUnreachableError(f"{url}: the server answered 304 to what was no condition")
     if answer.status == 404:
         raise SourceMissingError(f"{url} does not exist")
+    if answer.status != 200:
+        raise SourceUnreachableError(f"{url}: the server answered {answer.status}")
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
         raise SourceCorruptError(f"{url} came in the encoding {encoding[:40]!r}, not as gzip")
@@ -217,70 +211,3 @@ def _inflated(data: bytes, name: str) -> bytes:
 
 def _too_large(name: str) -> SourceCorruptError:
     return SourceCorruptError(f"{name} is larger than {LARGEST / 2**20:g} MiB, not a catalog")
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A 200, a 304, or a 404 (as which a 410 counts); the body as it was sent."""
-
-    status: int
-    headers: httpx.Headers
-    body: bytes
-
-
-class _TryAgainError(Exception):
-    """A 429 or 5xx answer."""
-
-
-def _client() -> httpx.Client:
-    import httpx
-
-    timeout = httpx.Timeout(_TIMEOUT, connect=_CONNECT)
-    return httpx.Client(timeout=timeout, follow_redirects=False)
-
-
-def _answer(
-    client: httpx.Client,
-    method: str,
-    url: str,
-    allowed: Sequence[str],
-    headers: dict[str, str] | None = None,
-) -> _Answer:
-    import httpx
-
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _follow(client, method, url, allowed, headers or {})
-        except (httpx.TransportError, _TryAgainError) as error:
-            if attempt == _ATTEMPTS - 1:
-                reason = str(error) or type(error).__name__
-                raise SourceUnreachableError(f"{url}: {reason}") from error
-            time.sleep(0.2 * 2**attempt)
-        except httpx.InvalidURL as error:  # the goal of a redirect
-            raise SourceUnreachableError(f"{url}: {error}") from error
-    raise AssertionError("unreachable")
-
-
-def _follow(
-    client: httpx.Client, method: str, url: str, allowed: Sequence[str], headers: dict[str, str]
-) -> _Answer:
-    for _ in range(_REDIRECTS):
-        with client.stream(method, check_allowed(url, allowed), headers=headers) as response:
-            status = response.status_code
-            if response.has_redirect_location:
-                try:
-                    url = urljoin(url, response.headers["location"])
-                except ValueError:
-                    raise SourceUnreachableError(f"{url} redirects to what is no URL") from None
-                continue
-            if status == 429 or status >= 500:
-                raise _TryAgainError(f"the server answered {status}")
-            if status not in (200, 304, 404, 410):
-                raise SourceUnreachableError(f"{url}: the server answered {status}")
-            body = bytearray()
-            for part in response.iter_raw() if status == 200 else ():
-                body += part
-                if len(body) > LARGEST:
-                    raise _too_large(url)
-            return _Answer(404 if status == 410 else status, response.headers, bytes(body))
-    raise SourceUnreachableError(f"{url}: too many redirects")

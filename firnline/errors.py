@@ -19,6 +19,7 @@
     │   ├── SourceUnreachableError connection refused, timeout, 5xx after all retries
     │   ├── SourceMissingError     the source answered that this object does not exist
     │   ├── SourceCorruptError     bytes came, and are not what they should be
+    │   ├── SourceChangedError     a cube was replaced, or grew, while it was read
     │   └── CatalogError           a catalog that is not a readable FeatureCollection
     ├── StoreError                 the local store is damaged or can't be written
     ├── DatabaseError              the database can't be reached or is not migrated
@@ -100,6 +101,10 @@ class SourceMissingError(SourceError):
 
 class SourceCorruptError(SourceError):
     """Bytes came, and are not what they should be."""
+
+
+class SourceChangedError(SourceError):
+    """A cube was replaced, or grew, while it was read: what was read of it is of two states."""
 
 
 class CatalogError(SourceError):

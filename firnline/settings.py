@@ -51,8 +51,18 @@ class Settings(BaseSettings):
         ITS_LIVE,
         description="URL roots that may be read, comma-separated (https://, s3:// or file:///).",
     )
+    signed_sources: Words = Field(
+        (),
+        description="Those of the s3:// roots that are read with the credentials of the AWS_... "
+        "variables or of the machine's role, comma-separated; others are read anonymously.",
+    )
     cache_url: str = Field(
         "", description="Directory of the materialised subsets; empty: DATA_DIR/cache."
+    )
+    chunk_cache_quota: ByteSize = Field(
+        ByteSize(10_000_000_000),
+        description="Disk space for source chunks as they were fetched, in DATA_DIR/chunks, so "
+        "that overlapping areas are not downloaded twice; 0: none are kept.",
     )
     harvest_schedule: str = Field(
         "",
@@ -85,7 +95,9 @@ class Settings(BaseSettings):
         "INFO", description="Least level that is logged."
     )
 
-    @field_validator("catalog_urls", "mosaic_roots", "allowed_sources", mode="before")
+    @field_validator(
+        "catalog_urls", "mosaic_roots", "allowed_sources", "signed_sources", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Engine, select
 
 from firnline import runs
 from firnline.arrays import basenames, instants, read_array
+from firnline.chunks import ChunkReader
 from firnline.cube import Cube, parse_cube, read_metadata
 from firnline.database import put_cube, put_items, reading, writing
 from firnline.deep import VERSION, Facts, cube_facts, with_facts
@@ -245,12 +246,13 @@ def _answers(
 def _read(task: _Task, settings: Settings, requests: Executor) -> _Found | FirnlineError | None:
     """Read one cube; None where it has not changed; an error of its own where it can't be read."""
     try:
-        source = Source(task.url, allowed=settings.allowed_sources)
+        source = Source(task.url, allowed=settings.allowed_sources, signed=settings.signed_sources)
         metadata = read_metadata(source, task.etag)
         if metadata is None:
             return None
         cube = parse_cube(task.url, bytes(metadata.data), metadata.etag)
-        x, y, pairs, sensors = _columns(source, cube, requests)
+        reader = ChunkReader(source, version=metadata.etag)
+        x, y, pairs, sensors = _columns(reader, cube, requests)
         facts = cube_facts(cube, x, y, pairs, sensors)
         if facts["epsg"] not in (None, task.epsg):
             raise SourceCorruptError(
@@ -268,7 +270,7 @@ def _read(task: _Task, settings: Settings, requests: Executor) -> _Found | Firnl
 
 
 def _columns(
-    source: Source, cube: Cube, requests: Executor
+    reader: ChunkReader, cube: Cube, requests: Executor
 ) -> tuple[Raw, Raw, PairColumns, tuple[str, ...]]:
     """x, y, the image pairs, and the names of the sensors."""
     names = ["x", "y", cube.time, "date_dt", "granule_url"]
@@ -279,7 +281,7 @@ def _columns(
         raise SourceMissingError(f"{cube.url} has no {', '.join(lacking)}")
     reads = {
         name: read_array(
-            source,
+            reader,
             cube.arrays[name],
             requests,
             basenames if name == "granule_url" else None,
@@ -291,6 +293,8 @@ def _columns(
         read = {name: result() for name, result in reads.items()}
     except (ValueError, TypeError) as error:
         raise SourceCorruptError(f"{cube.url}: {error}") from error
+    if reader.uncertain:
+        reader.confirm()
     satellites = [
         np.char.add(read[f"mission_{image}"].astype("U"), read[f"satellite_{image}"].astype("U"))
         for image in ("img1", "img2")

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 
 from firnline import runs
+from firnline.allowed import check_allowed
 from firnline.database import reading, writing
 from firnline.document import Document, Validators, read_document
 from firnline.errors import CatalogError, DatabaseError, FirnlineError, InputError
@@ -27,7 +28,6 @@ from firnline.items import CUBES, MOSAICS, CubeRecord
 from firnline.locks import alone
 from firnline.runs import Reading
 from firnline.settings import Settings
-from firnline.source import check_allowed
 from firnline.tables import LIVING, items
 from firnline.version import __version__
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import signal
 import socket
+import ssl
+import struct
 import sys
 import threading
 import time
@@ -54,13 +57,16 @@ class Request(NamedTuple):
 class Fault:
     """One way to fail."""
 
-    kind: Literal["status", "cut", "corrupt", "hang"]
-    """Answer with a status; stop half way through the body; flip one byte of the body (nothing
-    else tells); or stay silent for `seconds` and close."""
+    kind: Literal["status", "cut", "reset", "short", "corrupt", "stall", "hang", "redirect"]
+    """Answer with a status; end the connection half way through the body, or reset it; give half
+    of the body for the whole, or flip one byte of it (nothing else tells); stay silent for
+    `seconds` half way through the body, or at once, and close; or send to another place."""
     status: int = 503
-    retry_after: int | None = None
-    """Value of Retry-After, in seconds, for a status."""
+    retry_after: int | str | None = None
+    """Value of Retry-After, in seconds or a date, for a status."""
     seconds: float = 60.0
+    location: str = ""
+    """Where a redirect leads to; what was asked for is put in the place of ``{path}``."""
 
 
 FaultPlan = Callable[[str, str, int], Fault | None]
@@ -109,6 +115,8 @@ class MirrorServer:
         Bytes a second of all bodies together, as on one link; None is no limit.
     faults : callable, optional
         See :data:`FaultPlan` and :class:`Faults`.
+    tls : ssl.SSLContext, optional
+        Serve https, with the certificate of this context.
 
     Notes
     -----
@@ -123,6 +131,7 @@ class MirrorServer:
         latency: float = 0.0,
         bandwidth: float | None = None,
         faults: FaultPlan | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.root = Path(root)
         self.latency = latency
@@ -133,13 +142,14 @@ class MirrorServer:
         self._requests: list[Request] = []
         self._attempts: dict[tuple[str, str], int] = {}
         self._free_at = 0.0
-        self._server = _Server((HOST, port), self)
+        self._server = _Server((HOST, port), self, tls)
+        self._scheme = "http" if tls is None else "https"
         self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
         """Base URL, without a slash at its end."""
-        return f"http://{HOST}:{self._server.server_address[1]}"
+        return f"{self._scheme}://{HOST}:{self._server.server_address[1]}"
 
     @property
     def requests(self) -> list[Request]:
@@ -221,8 +231,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, address: tuple[str, int], mirror: MirrorServer) -> None:
+    def __init__(
+        self, address: tuple[str, int], mirror: MirrorServer, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__(address, _Handler)
+        if tls is not None:  # hands are shaken in each connection's own thread
+            self.socket = tls.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.mirror = mirror
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -250,7 +266,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # Clients that hang up are their own business; the rest is a bug and is printed.
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError | ssl.SSLError):
             super().handle_error(request, client_address)
 
 
@@ -285,6 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
             extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             self._refuse(mirror, path, fault.status, extra, body)
             return
+        if fault is not None and fault.kind == "redirect":
+            extra = {"Location": fault.location.replace("{path}", path)}
+            self._refuse(mirror, path, HTTPStatus.FOUND, extra, body)
+            return
         file = mirror.find(path)
         if file is None:
             self._refuse(mirror, path, HTTPStatus.NOT_FOUND, {}, body)
@@ -311,21 +331,37 @@ class _Handler(BaseHTTPRequestHandler):
                     self._refuse(mirror, path, range_error, extra, body)
                     return
                 status = HTTPStatus.PARTIAL_CONTENT
+            if fault is not None and fault.kind == "short":
+                last = first + (last - first) // 2
+            if status == HTTPStatus.PARTIAL_CONTENT:
                 headers["Content-Range"] = f"bytes {first}-{last}/{size}"
             headers["Content-Length"] = str(last - first + 1)
             stream.seek(first)
             data = stream.read(last - first + 1) if body else b""
         self._head(mirror, path, status, headers)
-        if fault is not None and fault.kind == "corrupt" and data:
-            middle = len(data) // 2
+        kind = None if fault is None else fault.kind
+        middle = len(data) // 2
+        if kind == "corrupt" and data:
             data = data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
-        if fault is not None and fault.kind == "cut":
-            data = data[: len(data) // 2]
+        if kind in ("cut", "reset", "stall"):
+            data = data[:middle]
             self.close_connection = True
         for at in range(0, len(data), _PIECE):
             piece = data[at : at + _PIECE]
             mirror.pace(len(piece))
             self.wfile.write(piece)
+        if kind == "stall" and fault is not None:
+            self.wfile.flush()
+            mirror.stopping.wait(fault.seconds)
+        if kind == "reset":
+            self._reset()
+
+    def _reset(self) -> None:
+        """Drop the connection without the end that a client could take for the body's."""
+        self.wfile.flush()
+        linger = struct.pack("ii", 1, 0)  # on, for no time
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        os.close(self.connection.detach())
 
     def _head(self, mirror: MirrorServer, path: str, status: int, headers: dict[str, str]) -> None:
         # Noted before it is sent: who has the answer finds it in the list.

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,18 @@ from firnline.settings import Settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the fixtures of databases.py: files here can't import each other by name."""
-    if config.pluginmanager.has_plugin("databases"):
-        return
-    path = Path(__file__).with_name("databases.py")
-    spec = importlib.util.spec_from_file_location("databases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    databases = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(databases)
-    config.pluginmanager.register(databases, "databases")
+    """Register the fixtures of these files: files here can't import each other by name."""
+    for name in ("databases", "s3"):
+        if config.pluginmanager.has_plugin(name):
+            continue
+        path = Path(__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # where dataclasses look for it
+        spec.loader.exec_module(module)
+        config.pluginmanager.register(module, name)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -83,7 +83,7 @@ def test_harvests_on_schedule(sample: Any, tmp_path: Path, monkeypatch: pytest.M
         return after + timedelta(seconds=0.2)
 
     monkeypatch.setattr(Schedule, "next", soon)
-    monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+    monkeypatch.setattr("firnline.web._sleep", lambda _: None)
     with Service(settings, port=0, worker=False) as service:
 
         def runs() -> list[dict[str, Any]]:

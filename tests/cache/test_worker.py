@@ -54,7 +54,8 @@ class Workers:
     def __init__(self, settings: Settings, log: Path) -> None:
         self._log = log
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        names = ("data_dir", "memory_limit", "lease_seconds", "concurrency", "log_format")
+        names = ["data_dir", "memory_limit", "lease_seconds", "concurrency", "log_format"]
+        names += ["chunk_cache_quota"]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FIRN")},
             **{f"FIRNLINE_{name.upper()}": str(getattr(settings, name)) for name in names},
@@ -90,8 +91,15 @@ class Workers:
 
 @pytest.fixture
 def small(settings: Settings) -> Settings:
-    """Tiles of 20 x 20 pixels, a lease that is soon over, and few requests at once."""
-    return settings.model_copy(update={"memory_limit": 1, "lease_seconds": LEASE, "concurrency": 2})
+    """Tiles of 20 x 20 pixels, a lease that is soon over, few requests at once, no chunk kept."""
+    return settings.model_copy(
+        update={
+            "memory_limit": 1,
+            "lease_seconds": LEASE,
+            "concurrency": 2,
+            "chunk_cache_quota": 0,
+        }
+    )
 
 
 @pytest.fixture

@@ -45,8 +45,7 @@ def test_a_catalog_that_is_not_there(firn: Run, tmp_path: Path) -> None:
 def test_an_unreachable_source_is_never_no_data(
     firn: Run, sample: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firnline.source._RETRIES", 1)
-    monkeypatch.setattr("firnline.document._ATTEMPTS", 1)
+    monkeypatch.setattr("firnline.web._RETRIES", 0)
     sample.server.faults = Faults(Fault("status", status=503))
     try:
         answer = firn("harvest", settings=settings)

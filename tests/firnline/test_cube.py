@@ -304,7 +304,7 @@ def test_damaged_documents_are_read_or_corrupt(data: bytes, at: float, cut: bool
 
 
 def test_an_outage_is_not_a_corrupt_cube(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firnline.source._RETRIES", 0)
+    monkeypatch.setattr("firnline.web._RETRIES", 0)
     url = f"{sample.server.url}/{sample.mirror.cubes[0].path}"
     source = Source(url, allowed=(sample.server.url,))
     sample.server.faults = Faults(Fault("status", status=503), match="*/.zmetadata")

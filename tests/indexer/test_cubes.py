@@ -331,7 +331,7 @@ def test_a_cube_of_another_crs_than_its_catalog_says(place: Place) -> None:
 
 
 def test_an_outage_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firnline.source._RETRIES", 0)
+    monkeypatch.setattr("firnline.web._RETRIES", 0)
     place.server.faults = Faults(Fault("status", status=500))
     with pytest.raises(SourceUnreachableError, match="5 cubes in a row"):
         place.deepen()
@@ -340,7 +340,7 @@ def test_an_outage_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 def test_one_cube_that_does_not_answer_is_a_failure(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firnline.source._RETRIES", 0)
+    monkeypatch.setattr("firnline.web._RETRIES", 0)
     cube = place.mirror.cubes[3]
     place.server.faults = Faults(Fault("status", status=500), match=f"/{cube.path}/*")
     report = place.deepen()
@@ -531,7 +531,7 @@ class TestRunLog:
         assert again.not_modified_since is not None
 
     def test_an_outage(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("firnline.source._RETRIES", 0)
+        monkeypatch.setattr("firnline.web._RETRIES", 0)
         place.server.faults = Faults(Fault("status", 500), match="*/.z*")
         with pytest.raises(SourceUnreachableError):
             self.run(place)

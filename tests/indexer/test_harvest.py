@@ -697,7 +697,7 @@ class TestBadInput:
         status: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+        monkeypatch.setattr("firnline.web._sleep", lambda _: None)
         mirror.faults = Faults(Fault("status", status))
         with pytest.raises(SourceError):
             harvest(engine, served, [url])

@@ -235,7 +235,7 @@ def place(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
     short = mosaics.Region(5, greenland.crs, 2018, greenland.box, greenland.rgi)
     monkeypatch.setattr(mosaics, "REGIONS", (short,))
     monkeypatch.setattr(mosaics, "VERSIONS", {"2": 2018, "2.1": 2018})
-    monkeypatch.setattr("firnline.document.time.sleep", lambda _: None)
+    monkeypatch.setattr("firnline.web._sleep", lambda _: None)
     (tmp_path / "mirror").mkdir()
     with MirrorServer(tmp_path / "mirror") as server:
         place = Place(server, tmp_path, database_url)
@@ -384,7 +384,7 @@ def test_a_host_that_is_down_changes_nothing(place: Place) -> None:
 
 def test_a_host_that_goes_down_between(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that was asked for is known; the headers are an outage, and not tried one by one."""
-    monkeypatch.setattr("firnline.source._RETRIES", 0)
+    monkeypatch.setattr("firnline.web._RETRIES", 0)
     monkeypatch.setattr(presence, "_OUTAGE", 1)
     place.server.faults = lambda method, path, attempt: (
         Fault("status", 503) if method == "GET" else None
