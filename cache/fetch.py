@@ -175,7 +175,8 @@ class Fetcher:
         try:
             yield from self._tiles(list(work), check)
         except SourceCorruptError:
-            self._confirm(self._readers, check)  # no damage where it is another cube by now
+            for each in self._confirm(lambda _: True):
+                _wait(each, check)  # it's no damage where it is another cube by now
             raise
 
     def _tiles(
@@ -207,20 +208,23 @@ class Fetcher:
                 decodes.append(self._decoders.submit(self._place, target, variable, chunk, data))
                 if len(decodes) > 2 * _DECODERS:
                     decodes.popleft().result()
+            # Before a tile counts as done: ITS_LIVE's writer leaves out chunks in which every value
+            # is missing, but all are absent where the cube has gone.
+            last = n == len(work)
+            ends = last or work[n][0] is not tile
+            confirmed = self._confirm(lambda reader, all=last: ends and (all or reader.uncertain))
             for decode in decodes:
                 decode.result()
-            if n == len(work):
-                self._confirm(self._readers, check)
-            elif work[n][0] is not tile:
-                # Before the tile counts as done: ITS_LIVE's writer leaves out chunks in which
-                # every value is missing, but all are absent where the cube has gone.
-                self._confirm([r for r in self._readers if r.uncertain], check)
+            for each in confirmed:
+                _wait(each, check)
+            for each in self._confirm(lambda reader: ends and reader.uncertain):
+                _wait(each, check)  # bytes that did not decode were fetched since
             check()
             yield tile, variable, target
 
-    def _confirm(self, readers: Iterable[ChunkReader], check: Callable[[], None]) -> None:
-        for confirmed in [self._confirmers.submit(reader.confirm) for reader in readers]:
-            _wait(confirmed, check)
+    def _confirm(self, which: Callable[[ChunkReader], bool]) -> list[Future[None]]:
+        due = [reader for reader in self._readers if which(reader)]
+        return [self._confirmers.submit(reader.confirm) for reader in due]
 
     def _request_ahead(self, work: Iterable[tuple[Tile, str]]) -> Iterator[tuple[Chunk, Request]]:
         """Start the requests in order; one for a chunk, whoever needs it."""

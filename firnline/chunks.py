@@ -193,6 +193,7 @@ class ChunkReader:
             try:
                 return array.decode(data, out=out)
             except SourceCorruptError:
+                self._uncertain = True
                 fresh = self.get(array, index, again=True)
                 if fresh is None:
                     raise
@@ -223,7 +224,7 @@ class ChunkReader:
 
     @property
     def uncertain(self) -> bool:
-        """Whether chunks were found absent since the cube was last confirmed."""
+        """Whether chunks were found absent, or broken, since the cube was last confirmed."""
         return self._uncertain
 
     def _current(

@@ -40,7 +40,7 @@ _STALL = 30.0  # seconds without a byte
 _WHOLE = 600.0  # seconds for one body, however it trickles
 _REDIRECTS = 5
 _CONNECTIONS = 64  # kept open to a host
-_PIECE = 1 << 18
+_PIECE = 1 << 20  # of a body, after which the clock is looked at
 _EXPLANATION = 1 << 16  # bytes of an error's body that are read, for the connection's sake
 _LARGEST = 8 << 30  # bytes of a body, unless the caller says less
 
@@ -186,7 +186,7 @@ def _body(response: urllib3.BaseHTTPResponse, largest: int, *, strict: bool) -> 
     """
     deadline = time.monotonic() + _WHOLE
     parts, size = [], 0
-    while part := response.read1(_PIECE):
+    while part := response.read(_PIECE):
         parts.append(part)
         size += len(part)
         if size > largest:
