@@ -175,7 +175,7 @@ class Fetcher:
         try:
             yield from self._tiles(list(work), check)
         except SourceCorruptError:
-            for each in self._confirm(lambda _: True):
+            for each in self._confirm(self._readers):
                 _wait(each, check)  # it's no damage where it is another cube by now
             raise
 
@@ -211,20 +211,19 @@ class Fetcher:
             # Before a tile counts as done: ITS_LIVE's writer leaves out chunks in which every value
             # is missing, but all are absent where the cube has gone.
             last = n == len(work)
-            ends = last or work[n][0] is not tile
-            confirmed = self._confirm(lambda reader, all=last: ends and (all or reader.uncertain))
+            ended = self._readers if last or work[n][0] is not tile else []
+            confirmed = self._confirm(ended if last else [r for r in ended if r.uncertain])
             for decode in decodes:
                 decode.result()
             for each in confirmed:
                 _wait(each, check)
-            for each in self._confirm(lambda reader: ends and reader.uncertain):
+            for each in self._confirm([r for r in ended if r.uncertain]):
                 _wait(each, check)  # bytes that did not decode were fetched since
             check()
             yield tile, variable, target
 
-    def _confirm(self, which: Callable[[ChunkReader], bool]) -> list[Future[None]]:
-        due = [reader for reader in self._readers if which(reader)]
-        return [self._confirmers.submit(reader.confirm) for reader in due]
+    def _confirm(self, readers: Iterable[ChunkReader]) -> list[Future[None]]:
+        return [self._confirmers.submit(reader.confirm) for reader in readers]
 
     def _request_ahead(self, work: Iterable[tuple[Tile, str]]) -> Iterator[tuple[Chunk, Request]]:
         """Start the requests in order; one for a chunk, whoever needs it."""
