@@ -18,14 +18,17 @@ from firnline.api import (
     files,
     harvests,
     health,
+    metrics,
     openapi,
     pairs,
     processes,
     queryables,
     series,
 )
+from firnline.api.access import Access, Rules
 from firnline.api.conformance import CONFORMANCE
-from firnline.api.middleware import BodyLimit, Compress, Failsafe
+from firnline.api.middleware import BodyLimit, Compress, Failsafe, SecurityHeaders
+from firnline.api.observed import Observed
 from firnline.api.parameters import (
     CollectionsParameters,
     ItemsParameters,
@@ -35,6 +38,7 @@ from firnline.api.parameters import (
 from firnline.api.search import STAC_VERSION, CatalogClient
 from firnline.api.summaries import Summariser
 from firnline.database import connect
+from firnline.keys import Keyring
 from firnline.settings import Settings
 from firnline.version import __version__
 
@@ -52,6 +56,18 @@ _EXPOSED = [
     "Last-Modified",
     "Link",
     "Location",
+    "Retry-After",
+    "X-Request-ID",
+]
+
+_ALLOWED = [
+    "Authorization",
+    "Content-Type",
+    "If-None-Match",
+    "Prefer",
+    "Range",
+    "X-API-Key",
+    "X-Request-ID",
 ]
 
 
@@ -65,7 +81,13 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     engine
         The database; by default the one of the settings, closed when the application stops.
         Its schema has to be there (``firnline.database.migrate``); ``/readyz`` says whether.
+
+    Raises
+    ------
+    InputError
+        Settings of who may come in that can't be understood.
     """
+    rules = Rules.of(settings)
     own = engine is None
     database = engine if engine is not None else connect(settings.database)
 
@@ -75,6 +97,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         if own:
             database.dispose()
 
+    requests = metrics.Requests()
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
@@ -115,16 +138,19 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         # The last is the outermost: every answer, a refused one too, is readable across origins.
         middlewares=[
             Middleware(BodyLimit),
+            Middleware(Access, keyring=Keyring(database), rules=rules),
             Middleware(Failsafe),
             Middleware(Compress),
             Middleware(
                 CORSMiddleware,
-                allow_origins=["*"],
+                allow_origins=settings.cors_origins,
                 allow_methods=["GET", "HEAD", "POST", "OPTIONS"],
-                allow_headers=["Content-Type", "If-None-Match", "Prefer", "Range"],
+                allow_headers=_ALLOWED,
                 expose_headers=_EXPOSED,
                 max_age=600,
             ),
+            Middleware(SecurityHeaders),
+            Middleware(Observed, requests=requests),
         ],
     )
     summariser = Summariser(database)
@@ -137,6 +163,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         pairs.create_router(database, settings),
         series.create_router(database, settings),
         health.create_router(database),
+        metrics.create_router(database, requests),
     ):
         api.app.include_router(router)
     errors.install(api.app)

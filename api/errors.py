@@ -28,6 +28,8 @@ STATUS: Mapping[type[Exception], int] = {
     errors.InputError: 400,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
+    errors.ForbiddenError: 403,
+    errors.QuotaError: 429,
     errors.SourceError: 502,
     errors.StoreError: 500,
     errors.DatabaseError: 503,

@@ -161,7 +161,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         inputs = {name: _inline(name, value) for name, value in execution.inputs.items()}
         if process_id == "echo":
             return _echo(inputs, execution.response)
-        job = ask(engine, settings, Request.parse(inputs, settings))
+        job = ask(engine, settings, Request.parse(inputs, settings), key=request.state.api_key)
         base = base_of(request)
         reply = _json(_status_info(job, base), status=201)
         reply.headers["Location"] = f"{base.url}/jobs/{job.id}"
@@ -190,7 +190,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
     def dismiss_job(job_id: str, request: HTTPRequest) -> Response:
         """Stop a job (requirements class Dismiss); 409 when it has ended already."""
         try:
-            job = jobs.dismiss(engine, _text(job_id))
+            job = jobs.dismiss(engine, _text(job_id), key=request.state.api_key)
         except NotFoundError:
             return _no_such_job(job_id, request)
         return _json(_status_info(job, base_of(request)))

@@ -1,7 +1,8 @@
 """The queue of jobs: a leased table in the project's own database.
 
 A worker claims the oldest job that waits, or one whose lease ran out because its worker died, and
-proves that it is alive by :func:`beat`. Every write of a worker is fenced by its name and attempt:
+proves that it is alive by :func:`beat`. What fails in passing waits and is tried again
+(:func:`retry`). Every write of a worker is fenced by its name and attempt:
 one that lost its lease can't touch the job any more. A finished tile is a checkpoint, so that
 whoever takes over repeats only the tile that was under way. The status words are those of OGC
 API - Processes 1.0 (statusCode).
@@ -10,24 +11,28 @@ API - Processes 1.0 (statusCode).
 from __future__ import annotations
 
 import json
+import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from firnline.cache.request import Request
 from firnline.database import reading, writing
 from firnline.errors import (
     ConflictError,
+    ForbiddenError,
     JobDismissedError,
     JobLostError,
     NotFoundError,
+    QuotaError,
 )
-from firnline.tables import job_tiles, jobs, subsets
+from firnline.keys import ApiKey
+from firnline.tables import api_keys, counters, job_tiles, jobs, subsets
 
 LIVING = ("accepted", "running")
 MAX_ATTEMPTS = 3
@@ -49,6 +54,7 @@ class Job:
     updated: datetime
     attempt: int = 0
     owner: str | None = None
+    api_key: str | None = None
 
     @property
     def living(self) -> bool:
@@ -68,11 +74,30 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def submit(engine: Engine, request: Request, *, refresh: bool = False) -> Job:
+def submit(
+    engine: Engine,
+    request: Request,
+    *,
+    refresh: bool = False,
+    key: ApiKey | None = None,
+    priority: int = 0,
+) -> Job:
     """Ask for a request to be materialised.
 
     The same request while a job for it lives gives that job; when its subset is there and fresh,
     a job that is successful already. `refresh` asks for a new generation all the same.
+
+    Parameters
+    ----------
+    key
+        Who asks, over HTTP.
+    priority
+        Jobs of a higher one are taken first.
+
+    Raises
+    ------
+    QuotaError
+        The key has as many jobs under way as it may have.
     """
     with writing(engine) as connection:
         now = _now()
@@ -93,6 +118,8 @@ def submit(engine: Engine, request: Request, *, refresh: bool = False) -> Job:
                 "message": "waiting for a worker",
                 "progress": 0,
                 "attempt": 0,
+                "api_key": key.id if key else None,
+                "priority": priority,
                 "created": now,
                 "updated": now,
             }
@@ -106,12 +133,29 @@ def submit(engine: Engine, request: Request, *, refresh: bool = False) -> Job:
                     "started": now,
                     "finished": now,
                 }
+            elif key is not None and key.most_jobs is not None:
+                _check_quota(connection, key, key.most_jobs)
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
             inserted = connection.scalar(
                 dialect.insert(jobs).values(values).on_conflict_do_nothing().returning(jobs.c.id)
             )
-            if inserted is not None:  # else the same was asked for at this moment: take that job
+            if inserted is not None:
+                if subset is not None:
+                    _count(connection, {"answered_from_cache": 1})
                 return _get(connection, inserted)
+            # the same was asked for at this moment: take that job
+
+
+def _check_quota(connection: Connection, key: ApiKey, most: int) -> None:
+    # one by one, so that two at the same moment are not both the last that may come
+    connection.execute(select(api_keys.c.id).where(api_keys.c.id == key.id).with_for_update())
+    living = (jobs.c.api_key == key.id) & jobs.c.status.in_(LIVING)
+    count = connection.scalar(select(func.count()).select_from(jobs).where(living)) or 0
+    if count >= most:
+        raise QuotaError(
+            f"this API key may have {most} jobs that wait or run, and has {count}: wait for one to "
+            "end, or dismiss one"
+        )
 
 
 def get(engine: Engine, id: str) -> Job:
@@ -139,12 +183,19 @@ def recent(engine: Engine, limit: int = 100) -> list[Job]:
         return [_job(row) for row in connection.execute(newest)]
 
 
-def dismiss(engine: Engine, id: str) -> Job:
+def dismiss(engine: Engine, id: str, *, key: ApiKey | None = None) -> Job:
     """Stop a job; its worker notices at its next heartbeat and removes what it has written.
+
+    Parameters
+    ----------
+    key
+        Who says so, over HTTP: its own jobs only, unless its scope is admin.
 
     Raises
     ------
     NotFoundError
+    ForbiddenError
+        It is someone else's.
     ConflictError
         The job has ended already.
     """
@@ -152,6 +203,8 @@ def dismiss(engine: Engine, id: str) -> Job:
         # a worker that is about to end it well goes first, or comes too late
         connection.execute(select(jobs.c.id).where(jobs.c.id == id).with_for_update())
         job = _get(connection, id)
+        if key is not None and job.api_key != key.id and not key.may("admin"):
+            raise ForbiddenError(f"job {id} is not this API key's: only the scope admin stops it")
         if not job.living:
             raise ConflictError(f"job {id} has ended already: {job.status}")
         _end(connection, id, "dismissed", "dismissed")
@@ -159,9 +212,10 @@ def dismiss(engine: Engine, id: str) -> Job:
 
 
 def claim(engine: Engine, owner: str, lease: float, *, only: str | None = None) -> Job | None:
-    """Take the next job: the oldest that waits or whose lease ran out; None when there is none.
+    """Take the next job, the oldest of the most urgent: one that waits, or whose lease ran out.
 
-    A job whose workers died :data:`MAX_ATTEMPTS` times is failed instead of tried again.
+    None when there is none. A job whose workers died :data:`MAX_ATTEMPTS` times is failed
+    instead of tried again.
 
     Parameters
     ----------
@@ -175,7 +229,10 @@ def claim(engine: Engine, owner: str, lease: float, *, only: str | None = None) 
     with writing(engine) as connection:
         now = _now()  # once the lock is there, for which this may have waited
         claimable = or_(
-            jobs.c.status == "accepted",
+            and_(
+                jobs.c.status == "accepted",
+                or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now),
+            ),
             and_(jobs.c.status == "running", jobs.c.lease_expires < now),
         )
         if only is not None:
@@ -185,7 +242,7 @@ def claim(engine: Engine, owner: str, lease: float, *, only: str | None = None) 
             row = connection.execute(
                 select(*_COLUMNS)
                 .where(claimable)
-                .order_by(jobs.c.created, jobs.c.id)
+                .order_by(jobs.c.priority.desc(), jobs.c.created, jobs.c.id)
                 .limit(1)
                 .with_for_update(skip_locked=True)
             ).one_or_none()
@@ -193,7 +250,7 @@ def claim(engine: Engine, owner: str, lease: float, *, only: str | None = None) 
                 return None
             job = _job(row)
             if job.attempt >= MAX_ATTEMPTS:
-                message = f"given up: {job.attempt} workers stopped answering while at it"
+                message = f"given up after {job.attempt} tries: the last worker stopped answering"
                 _end(connection, job.id, "failed", message)
                 continue
             connection.execute(
@@ -245,6 +302,8 @@ def checkpoint(engine: Engine, job: Job, tile: int, manifest: Mapping[str, Any])
             delete(job_tiles).where(job_tiles.c.job == job.id, job_tiles.c.tile == tile)
         )
         connection.execute(insert(job_tiles).values(**row, manifest=json.dumps(manifest)))
+        numbers = {name: n for name, n in manifest.items() if type(n) is int and n}
+        _count(connection, {"tiles": 1, **numbers})
 
 
 def finished_tiles(engine: Engine, job: Job) -> dict[int, dict[str, Any]]:
@@ -276,6 +335,38 @@ def fail(engine: Engine, job: Job, reason: str) -> None:
         _end(connection, job.id, "failed", reason)
 
 
+def retry(engine: Engine, job: Job, reason: str, wait: float) -> bool:
+    """Put a job back that failed in passing, for later; after its last try, fail it.
+
+    Parameters
+    ----------
+    wait
+        Seconds until the second try; the third comes after four times as long. Some chance is
+        added, so that jobs which failed together don't come together.
+
+    Returns
+    -------
+    bool
+        Whether it's tried again.
+    """
+    if job.attempt >= MAX_ATTEMPTS:
+        fail(engine, job, f"given up after {job.attempt} tries: {reason}")
+        return False
+    wait *= 4 ** (job.attempt - 1) * random.uniform(1, 1.25)
+    with writing(engine) as connection:
+        now = _now()
+        values = {
+            "status": "accepted",
+            "message": f"tried again in {wait:.0f} seconds: {reason}",
+            "owner": None,
+            "not_before": now + timedelta(seconds=wait),
+            "updated": now,
+        }
+        _fenced(connection, job, values)
+        _count(connection, {"retries": 1})
+    return True
+
+
 def release(engine: Engine, job: Job) -> None:
     """Hand a job back to the queue: this worker is being stopped."""
     with writing(engine) as connection:
@@ -297,6 +388,19 @@ def _end(connection: Connection, id: str, status: str, message: str) -> None:
         .values(status=status, message=message, finished=now, updated=now, owner=None)
     )
     connection.execute(delete(job_tiles).where(job_tiles.c.job == id))
+    _count(connection, {f"jobs_{status}": 1})
+
+
+def _count(connection: Connection, more: Mapping[str, int]) -> None:
+    """Add to the counters, in one order so that no two workers wait for each other."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    for name in sorted(more):
+        added = dialect.insert(counters).values(name=name, value=more[name])
+        connection.execute(
+            added.on_conflict_do_update(
+                index_elements=["name"], set_={"value": counters.c.value + added.excluded.value}
+            )
+        )
 
 
 def _fenced(connection: Connection, job: Job, values: Mapping[str, Any]) -> None:

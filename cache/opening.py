@@ -15,6 +15,7 @@ from firnline.cache.sources import find_cubes
 from firnline.cache.strain import radius_for
 from firnline.database import connect, migrate, reading
 from firnline.errors import JobError, NotFoundError
+from firnline.keys import ApiKey
 from firnline.settings import Settings
 from firnline.tables import subsets
 
@@ -79,7 +80,14 @@ def opened(source: xr.Dataset | str, dataset: str) -> xr.Dataset:
         engine.dispose()
 
 
-def ask(engine: Engine, settings: Settings, request: Request) -> Job:
+def ask(
+    engine: Engine,
+    settings: Settings,
+    request: Request,
+    *,
+    key: ApiKey | None = None,
+    priority: int = 0,
+) -> Job:
     """Ask for a request: its job, new or the one that there is already.
 
     What the catalog can't answer is refused here, before anything is queued: this reads the
@@ -91,11 +99,14 @@ def ask(engine: Engine, settings: Settings, request: Request) -> Job:
         No cube covers the area, or none in the CRS asked for.
     InputError
         The strain's length scale is under a pixel.
+    QuotaError
+        The key has as many jobs under way as it may have.
     """
     check(engine, request)
-    job = jobs.submit(engine, request)
+    job = jobs.submit(engine, request, key=key, priority=priority)
     if job.subset is not None and not subset_folder(engine, settings, job.subset).is_dir():
-        return jobs.submit(engine, request, refresh=True)  # its files were removed: made anew
+        # its files were removed: made anew
+        return jobs.submit(engine, request, refresh=True, key=key, priority=priority)
     return job
 
 

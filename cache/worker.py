@@ -15,7 +15,13 @@ from sqlalchemy import Engine
 from firnline.cache import jobs, store
 from firnline.cache.jobs import Job
 from firnline.cache.materialise import materialise, work_folder
-from firnline.errors import DatabaseError, FirnlineError, JobDismissedError, JobLostError
+from firnline.errors import (
+    DatabaseError,
+    FirnlineError,
+    JobDismissedError,
+    JobLostError,
+    SourceUnreachableError,
+)
 from firnline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -123,6 +129,12 @@ def run_next(
             say.info("job handed back")
         except (DatabaseError, JobLostError, JobDismissedError):
             raise
+        except SourceUnreachableError as error:
+            # what is finished stays, for the next try
+            again = jobs.retry(engine, job, str(error), settings.retry_seconds)
+            if not again:
+                store.discard(work)
+            say.warning("job put back" if again else "job failed", reason=str(error))
         except FirnlineError as error:
             jobs.fail(engine, job, str(error))
             store.discard(work)  # after that: only who holds the job may touch its folder

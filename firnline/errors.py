@@ -15,6 +15,8 @@
     │   └── SourceNotAllowedError  a host or root outside FIRNLINE_ALLOWED_SOURCES
     ├── NotFoundError              no such collection, item, job or file
     ├── ConflictError              the thing is in a state that does not allow this
+    ├── ForbiddenError             this caller may not do that
+    ├── QuotaError                 this caller has as much under way as it may have
     ├── SourceError                data could not be read from where it lives
     │   ├── SourceUnreachableError connection refused, timeout, 5xx after all retries
     │   ├── SourceMissingError     the source answered that this object does not exist
@@ -85,6 +87,14 @@ class NotFoundError(FirnlineError, LookupError):
 
 class ConflictError(FirnlineError):
     """The thing is in a state that does not allow this."""
+
+
+class ForbiddenError(FirnlineError):
+    """This caller may not do that."""
+
+
+class QuotaError(FirnlineError):
+    """This caller has as much under way as it may have."""
 
 
 class SourceError(FirnlineError):

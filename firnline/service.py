@@ -12,6 +12,7 @@ import structlog
 import uvicorn
 from sqlalchemy import Engine
 
+from firnline import keys
 from firnline.api.app import create_app
 from firnline.cache import worker
 from firnline.database import connect, is_empty, migrate
@@ -66,15 +67,12 @@ class Service:
         worker: bool = True,
         harvest: bool = True,
     ) -> None:
-        if settings.api_keys_required and not _is_loopback(host):
-            raise InputError(
-                f"on {host} anyone could start jobs: listen on 127.0.0.1, or set "
-                "FIRNLINE_API_KEYS_REQUIRED=false where a proxy in front decides who may come in"
-            )
         self._schedule = Schedule(settings.harvest_schedule) if settings.harvest_schedule else None
         self._settings, self._worker, self._harvest = settings, worker, harvest
         self._engine = connect(settings.database)
         migrate(self._engine)
+        if settings.api_keys_required and not _is_loopback(host):
+            self._check_keys(host)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         try:
@@ -91,6 +89,15 @@ class Service:
             timeout_graceful_shutdown=10,
         )
         self._server = uvicorn.Server(config)
+
+    def _check_keys(self, host: str) -> None:
+        if not any(key.valid for key in keys.every(self._engine)):
+            self._engine.dispose()
+            raise InputError(
+                f"on {host} anyone could start jobs: make an API key by `firnline key add NAME`, "
+                "listen on 127.0.0.1, or set FIRNLINE_API_KEYS_REQUIRED=false where a proxy in "
+                "front decides who may come in"
+            )
 
     @property
     def engine(self) -> Engine:

@@ -82,10 +82,29 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         60.0, gt=0, description="A job whose worker is silent for so long is given to another."
     )
+    retry_seconds: float = Field(
+        15.0,
+        ge=0,
+        description="A job whose sources can't be reached is tried again after so long, then "
+        "after four times as long.",
+    )
     api_keys_required: bool = Field(
         True,
-        description="Refuse to serve on a public address without API keys; false where a proxy "
-        "in front decides who may come in.",
+        description="Ask for an API key as soon as there is one, and refuse to serve on a public "
+        "address while there is none; false where a proxy in front decides who may come in.",
+    )
+    anonymous_scopes: Words = Field(
+        (),
+        description="What may be done without an API key where keys are asked for, "
+        "comma-separated: read, materialise.",
+    )
+    rate_limit: str = Field(
+        "",
+        description="Most requests of an API key, or of an address, as '100/second; 2000/minute'; "
+        "empty: no limit.",
+    )
+    cors_origins: Words = Field(
+        ("*",), description="Sites whose pages may read the API, comma-separated; *: all."
     )
     public_url: str = Field(
         "", description="Base URL that links carry; empty: taken from each request."
@@ -96,7 +115,13 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "catalog_urls", "mosaic_roots", "allowed_sources", "signed_sources", mode="before"
+        "catalog_urls",
+        "mosaic_roots",
+        "allowed_sources",
+        "signed_sources",
+        "anonymous_scopes",
+        "cors_origins",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:

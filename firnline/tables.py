@@ -279,6 +279,9 @@ jobs = Table(
     Column("finished", Instant),
     Column("updated", Instant, nullable=False),
     Column("subset", Text),
+    Column("api_key", Text),  # id of the key that asked for it; null: no key was needed
+    Column("priority", Integer, nullable=False, default=0),
+    Column("not_before", Instant),  # it failed in passing and waits for its next try
     # At most one living job for a request: whoever asks second gets the first one's job.
     Index(
         "uq_jobs_living",
@@ -287,7 +290,7 @@ jobs = Table(
         sqlite_where=text("status IN ('accepted', 'running')"),
         postgresql_where=text("status IN ('accepted', 'running')"),
     ),
-    Index("ix_jobs_queue", "status", "created"),
+    Index("ix_jobs_queue", "status", "priority", "created"),
 )
 
 job_tiles = Table(
@@ -296,4 +299,26 @@ job_tiles = Table(
     Column("job", Text, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("tile", Integer, primary_key=True),
     Column("manifest", Text, nullable=False),  # JSON: what the finished tile counted and wrote
+)
+
+# Who may do what over HTTP: see firnline.keys.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # SHA-256 of the secret
+    Column("scopes", Text, nullable=False),  # words
+    Column("most_jobs", Integer),  # that may live at a time; null: any number
+    Column("created", Instant, nullable=False),
+    Column("expires", Instant),
+    Column("revoked", Instant),
+)
+
+# What all workers ever did, by name: bytes fetched, tiles, ...
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
 )

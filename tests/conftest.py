@@ -77,6 +77,7 @@ class Sample:
                 "catalog_urls": (self.mirror.catalog_url,),
                 "mosaic_roots": (self.mirror.mosaic_root,),
                 "lease_seconds": 10.0,
+                "retry_seconds": 0.0,
                 "_env_file": None,
                 **more,
             }

@@ -12,6 +12,7 @@ from firnline.cli.catalog import export_items, harvest, import_items
 from firnline.cli.console import err
 from firnline.cli.database import migrate, status
 from firnline.cli.installation import opened
+from firnline.cli.keys import add_key, list_keys, revoke_key
 from firnline.cli.materialise import materialise
 from firnline.cli.series import flowlines, series
 from firnline.cli.serve import demo, serve, worker
@@ -36,6 +37,12 @@ cache_app = typer.Typer(help="The materialised subsets: what is stored.", no_arg
 cache_app.command("list")(list_stored)
 cache_app.command("show")(show_stored)
 app.add_typer(cache_app, name="cache")
+
+key_app = typer.Typer(help="API keys: who may use the service.", no_args_is_help=True)
+key_app.command("add")(add_key)
+key_app.command("revoke")(revoke_key)
+key_app.command("list")(list_keys)
+app.add_typer(key_app, name="key")
 
 
 def main() -> NoReturn:

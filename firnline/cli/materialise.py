@@ -62,6 +62,9 @@ def materialise(
     out_crs: Annotated[str | None, typer.Option(help="CRS of the result.")] = None,
     format: Annotated[str, typer.Option(help="Zarr version: v3 or v2.")] = "v3",
     pairs: Annotated[bool, typer.Option(help="Store the image pairs.")] = True,
+    priority: Annotated[
+        int, typer.Option(help="Jobs of a higher one are done first; others have 0.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     wait: Annotated[
         bool, typer.Option(help="Do the job here; --no-wait leaves it to a worker.")
@@ -108,7 +111,7 @@ def materialise(
         else:
             print_pairs(summary)
         return
-    job = ask(engine, settings, request)
+    job = ask(engine, settings, request, priority=priority)
     if wait:
         with stop_on_signal() as stop, percent(as_json) as shown:
             job = worker.finish(engine, settings, job, stop=stop, shown=shown)

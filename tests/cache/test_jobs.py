@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from firnline.cache.request import Request
 from firnline.database import put_subset, reading, writing
 from firnline.errors import ConflictError, JobDismissedError, JobLostError, NotFoundError
 from firnline.settings import Settings
-from firnline.tables import job_tiles, subsets
+from firnline.tables import counters, job_tiles, subsets
 from firnline.tables import jobs as table
 
 LEASE = 60.0
@@ -163,6 +164,62 @@ def test_the_oldest_is_claimed_first(database: Engine) -> None:
     assert jobs.claim(database, "w", LEASE) is None
 
 
+def test_the_most_urgent_is_claimed_first(database: Engine) -> None:
+    urgency = [0, 5, -1, 5, 0]
+    made = [jobs.submit(database, request(n), priority=p).id for n, p in enumerate(urgency)]
+    order = [claimed(database).id for _ in made]
+    assert order == [made[n] for n in (1, 3, 0, 4, 2)]
+
+
+def test_what_fails_in_passing_comes_back_later_and_at_last_fails(database: Engine) -> None:
+    made = jobs.submit(database, request(0))
+    other = jobs.submit(database, request(1))
+    job = claimed(database)
+    jobs.checkpoint(database, job, 0, {"bytes": 7})
+    before = datetime.now(UTC)
+    assert jobs.retry(database, job, "the source is away", 100.0)
+    seen = jobs.get(database, made.id)
+    assert (seen.status, seen.owner, seen.attempt) == ("accepted", None, 1)
+    assert re.fullmatch(r"tried again in 1\d\d seconds: the source is away", seen.message)
+    assert claimed(database).id == other.id, "it waits, others don't"
+    assert jobs.claim(database, "w", LEASE) is None
+    with reading(database) as connection:
+        at = connection.scalar(select(table.c.not_before).where(table.c.id == made.id))
+    assert timedelta(seconds=100) <= at - before <= timedelta(seconds=126)
+    with pytest.raises(JobLostError):
+        jobs.retry(database, job, "once more", 0.0)
+    for attempt in (2, 3):
+        with writing(database) as connection:
+            past = datetime.now(UTC) - timedelta(seconds=1)
+            connection.execute(update(table).where(table.c.id == made.id).values(not_before=past))
+        job = claimed(database)
+        assert (job.id, job.attempt) == (made.id, attempt)
+        assert jobs.finished_tiles(database, job) == {0: {"bytes": 7}}, "what is finished stays"
+        assert jobs.retry(database, job, "the source is away", 100.0) is (attempt < 3)
+    ended = jobs.get(database, made.id)
+    assert (ended.status, ended.message) == (
+        "failed",
+        "given up after 3 tries: the source is away",
+    )
+
+
+def test_what_was_done_is_counted_by_all_at_once(database: Engine) -> None:
+    made = [jobs.submit(database, request(n)) for n in range(4)]
+    mine = [claimed(database) for _ in made]
+
+    def work(n: int) -> None:
+        for tile in range(5):
+            counts = {"bytes": 10, "requests": n, "name": "no number"}
+            jobs.checkpoint(database, mine[n], tile, counts)
+        jobs.fail(database, mine[n], "enough")
+
+    at_once(4, work)
+    with reading(database) as connection:
+        rows = connection.execute(select(counters.c.name, counters.c.value)).all()
+    found = dict(map(tuple, rows))
+    assert found == {"tiles": 20, "bytes": 200, "requests": 30, "jobs_failed": 4}
+
+
 def test_two_workers_never_get_the_same_job(database: Engine) -> None:
     made = {jobs.submit(database, request(n)).id for n in range(40)}
 
@@ -226,7 +283,7 @@ def test_a_job_that_kills_its_workers_is_given_up(database: Engine) -> None:
     assert claimed(database, "last").id == other.id
     ended = jobs.get(database, doomed.id)
     assert ended.status == "failed"
-    assert ended.message == "given up: 3 workers stopped answering while at it"
+    assert ended.message == "given up after 3 tries: the last worker stopped answering"
     assert ended.finished is not None
     assert tiles_stored(database) == 0
     with pytest.raises(JobLostError):

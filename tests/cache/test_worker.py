@@ -28,6 +28,7 @@ from firnline.cache.plan import Plan
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, reading
 from firnline.errors import DatabaseError, JobDismissedError, JobLostError
+from firnline.indexer.mirror import Fault, Faults
 from firnline.settings import Settings
 from firnline.tables import subsets
 
@@ -266,6 +267,43 @@ def test_a_stalled_worker_finds_that_it_has_lost(
     assert complete_generations(small, asked) == [generation(engine)]
     assert list((small.cache_dir / "work").iterdir()) == []
     assert first.poll() is None, "it goes on with other jobs"
+
+
+def test_a_source_that_goes_away_in_the_middle_is_waited_for(
+    sample: Any,
+    engine: Engine,
+    small: Settings,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job goes back to the queue with its finished tiles; the next try does the others."""
+    monkeypatch.setattr("firnline.web._sleep", lambda _: None)
+    job = jobs.submit(engine, asked)
+    checkpoint = jobs.checkpoint
+
+    def then_away(*args: Any) -> None:
+        checkpoint(*args)
+        if len(jobs.finished_tiles(engine, job)) == 3:
+            sample.server.faults = Faults(Fault("status", 503))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "checkpoint", then_away)
+        assert worker.run_next(engine, small, "first")
+    back = jobs.get(engine, job.id)
+    assert (back.status, back.attempt, back.owner) == ("accepted", 1, None)
+    assert "503" in back.message
+    assert generation(engine) is None
+    done = set(jobs.finished_tiles(engine, job))
+    assert len(done) >= 3
+    sample.server.faults = None
+    sample.server.clear()
+    ended = worker.finish(engine, small, back)
+    assert (ended.status, ended.attempt) == ("successful", 2)
+    plan = plan_request(engine, small, asked)
+    rest = {tile.index for tile in plan.tiles} - done
+    assert chunk_requests(sample) == chunks_of(plan, rest)
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
