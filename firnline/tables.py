@@ -280,7 +280,7 @@ jobs = Table(
     Column("updated", Instant, nullable=False),
     Column("subset", Text),
     Column("api_key", Text),  # id of the key that asked for it; null: no key was needed
-    Column("priority", Integer, nullable=False, default=0),
+    Column("priority", Integer, nullable=False, server_default="0"),
     Column("not_before", Instant),  # it failed in passing and waits for its next try
     # At most one living job for a request: whoever asks second gets the first one's job.
     Index(

@@ -32,6 +32,8 @@ def test_every_error_has_a_status_that_fits_its_kind(error: type[Exception]) -> 
         assert status == {
             errors.NotFoundError: 404,
             errors.ConflictError: 409,
+            errors.ForbiddenError: 403,
+            errors.QuotaError: 429,
             errors.JobDismissedError: 409,
             errors.DatabaseError: 503,
         }.get(error, 500)

@@ -296,6 +296,7 @@ def test_a_source_that_goes_away_in_the_middle_is_waited_for(
     assert generation(engine) is None
     done = set(jobs.finished_tiles(engine, job))
     assert len(done) >= 3
+    time.sleep(0.5)  # what was under way when the job was put back is asked for to the end
     sample.server.faults = None
     sample.server.clear()
     ended = worker.finish(engine, small, back)
