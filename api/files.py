@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from firnline.api.conditional import not_modified
 from firnline.api.errors import problem
+from firnline.cache.eviction import touch
 from firnline.database import reading
 from firnline.errors import NotFoundError
 from firnline.settings import Settings
@@ -88,6 +89,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         file = _below(root / subset / generation, path) if known else None
         if file is None:
             raise missing
+        touch(engine, subset)
         try:
             stat = file.stat()
         except OSError:

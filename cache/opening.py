@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, select
 
 from firnline.cache import jobs, store, worker
+from firnline.cache.eviction import hold, touch
 from firnline.cache.jobs import Job
 from firnline.cache.plan import choose_crs
 from firnline.cache.request import Request
@@ -55,6 +56,7 @@ def open_stored(engine: Engine, settings: Settings, id: str, dataset: str) -> xr
     if dataset not in _DATASETS:
         raise NotFoundError(f"dataset {dataset[:40]!r} is not one of {', '.join(_DATASETS)}")
     path = subset_folder(engine, settings, id) / _DATASETS[dataset]
+    touch(engine, id)
     if not path.exists():
         raise NotFoundError(f"subset {id} was made without its {dataset}")
     opened: xr.Dataset = xr.open_zarr(
@@ -159,7 +161,9 @@ def open_subset(
     job = worker.finish(engine, settings, ask(engine, settings, Request.parse(inputs, settings)))
     if job.status != "successful" or job.subset is None:
         raise JobError(f"job {job.id} {job.status}: {job.message}")
-    path = subset_folder(engine, settings, job.subset) / _DATASETS[dataset]
+    folder = subset_folder(engine, settings, job.subset)
+    hold(folder)
+    path = folder / _DATASETS[dataset]
     if not path.exists():
         raise NotFoundError(f"the request asked for no {dataset}")
     opened: xr.Dataset = xr.open_zarr(path, chunks={}, decode_coords="all")
@@ -168,7 +172,7 @@ def open_subset(
 
 def list_subsets(engine: Engine) -> list[dict[str, Any]]:
     """Each subset's id, generation, bytes and dates (ISO 8601), last used first."""
-    names = ("id", "generation", "size", "stale", "created", "last_used")
+    names = ("id", "generation", "size", "stale", "pinned", "created", "last_used")
     with reading(engine) as connection:
         rows = connection.execute(
             select(*[subsets.c[name] for name in names]).order_by(subsets.c.last_used.desc())

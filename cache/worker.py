@@ -12,10 +12,11 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Engine
 
-from firnline.cache import jobs, store
+from firnline.cache import eviction, jobs, store
 from firnline.cache.jobs import Job
 from firnline.cache.materialise import materialise, work_folder
 from firnline.errors import (
+    ConflictError,
     DatabaseError,
     FirnlineError,
     JobDismissedError,
@@ -27,6 +28,7 @@ from firnline.settings import Settings
 log = structlog.get_logger(__name__)
 
 Progress = Callable[[int, str], None]
+_TIDY = 3600.0  # seconds
 
 
 class Stopped(Exception):
@@ -124,6 +126,7 @@ def run_next(
             with Heartbeat(engine, job, settings.lease_seconds, stop, shown) as pulse:
                 subset = materialise(engine, settings, job, pulse)
             say.info("job done", subset=subset)
+            tidy(engine, settings)
         except Stopped:
             jobs.release(engine, job)
             say.info("job handed back")
@@ -155,12 +158,27 @@ def run_next(
     return True
 
 
+def tidy(engine: Engine, settings: Settings) -> None:
+    """Keep the store within its quota and free of orphans; what goes wrong waits for the next."""
+    try:
+        for gone in eviction.evict(engine, settings):
+            log.info("subset evicted", subset=gone.id, bytes=gone.size)
+    except ConflictError:
+        log.debug("another process evicts")
+    except (DatabaseError, OSError) as error:
+        log.warning("the store can't be tidied now", reason=str(error))
+
+
 def run(
     engine: Engine, settings: Settings, stop: threading.Event, *, interval: float = 1.0
 ) -> None:
     """Work until told to stop; a database that is away is tried again."""
     owner = worker_name()
+    tidied = float("-inf")
     while not stop.is_set():
+        if time.monotonic() - tidied > _TIDY:
+            tidied = time.monotonic()
+            tidy(engine, settings)
         try:
             busy = run_next(engine, settings, owner, stop=stop)
         except DatabaseError as error:

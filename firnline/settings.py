@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     cache_url: str = Field(
         "", description="Directory of the materialised subsets; empty: DATA_DIR/cache."
     )
+    cache_quota: ByteSize = Field(
+        ByteSize(0),
+        description="Disk space for materialised subsets: beyond it those go that were not used "
+        "for longest; 0: no limit.",
+    )
     chunk_cache_quota: ByteSize = Field(
         ByteSize(10_000_000_000),
         description="Disk space for source chunks as they were fetched, in DATA_DIR/chunks, so "

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -260,6 +261,7 @@ subsets = Table(
     Column("stale", Boolean, nullable=False, default=False),
     Column("created", Instant, nullable=False),
     Column("last_used", Instant, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false()),  # never evicted
 )
 
 jobs = Table(

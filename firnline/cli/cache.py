@@ -1,13 +1,19 @@
-"""``cache …``: what is stored."""
+"""``cache …``: what is stored, in good order and within its quota."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.table import Table
 
-from firnline.cli.console import Json, out, print_json
+from firnline.cli.console import Json, err, out, print_json
 from firnline.cli.installation import load_settings, open_database
+from firnline.errors import InputError
+
+Ids = Annotated[list[str] | None, typer.Argument(help="Subsets; default: all.")]
 
 
 def list_stored(as_json: Json = False) -> None:
@@ -19,7 +25,7 @@ def list_stored(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("id", "MB", "created", "last used", "stale", box=None)
+    table = Table("id", "MB", "created", "last used", "stale", "pinned", box=None)
     for row in rows:
         table.add_row(
             row["id"],
@@ -27,6 +33,7 @@ def list_stored(as_json: Json = False) -> None:
             row["created"][:19],
             row["last_used"][:19],
             "yes" if row["stale"] else "no",
+            "yes" if row["pinned"] else "no",
         )
     out.print(table)
 
@@ -45,3 +52,90 @@ def show_stored(id: str) -> None:
     if content is None:
         raise NotFoundError(f"there is no subset {id[:80]!r}")
     print_json({"folder": str(folder), "item": json.loads(content)})
+
+
+def verify(
+    ids: Ids = None,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Ask for what is damaged to be made anew.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare every file with its checksum; exit code 1 if there is damage."""
+    from firnline.cache import eviction
+
+    settings = load_settings()
+    engine = open_database(settings)
+    answer = []
+    for checked in eviction.verify(engine, settings, ids or ()):
+        row = {**vars(checked), "job": None}
+        if checked.damage and mend:
+            row["job"] = eviction.mend(engine, settings, checked.id).id
+        answer.append(row)
+        if as_json:
+            continue
+        state = "damaged" if checked.damage else f"{checked.files} files, good"
+        out.print(f"{checked.id}  {state}", markup=False)
+        for line in checked.damage[:20]:
+            out.print(f"    {line}", markup=False)
+        if row["job"] is not None:
+            out.print(f"    made anew by job {row['job']}", markup=False)
+    if as_json:
+        print_json(answer)
+    if any(row["damage"] for row in answer):
+        if not as_json and not mend:
+            err.print("`firnline cache verify --mend` has it made anew", markup=False)
+        raise typer.Exit(1)
+
+
+def evict(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Subsets to remove; default: those last used until the quota is met."),
+    ] = None,
+    quota: Annotated[
+        str, typer.Option(help="Disk space for the rest, as 50GB; default: FIRNLINE_CACHE_QUOTA.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Remove subsets, and what dead processes left. Pinned ones and those in use stay."""
+    from firnline.cache import eviction
+
+    settings = load_settings()
+    if ids and quota:
+        raise InputError("give subsets or --quota, not both")
+    try:
+        limit = TypeAdapter(ByteSize).validate_python(quota) if quota else None
+    except ValidationError:
+        raise InputError(
+            f"--quota {quota[:40]!r} is no size; it takes, for example, 50GB"
+        ) from None
+    engine = open_database(settings)
+    if ids:
+        removed = [eviction.remove(engine, settings, id) for id in ids]
+    else:
+        removed = eviction.evict(engine, settings, quota=limit)
+    if as_json:
+        print_json([vars(each) for each in removed])
+        return
+    for each in removed:
+        out.print(f"removed {each.id}, {each.size / 1e6:.1f} MB", markup=False)
+    if not removed:
+        out.print("nothing to remove", markup=False)
+
+
+def pin(id: str) -> None:
+    """Keep a subset from eviction."""
+    _pin(id, True)
+
+
+def unpin(id: str) -> None:
+    """Let a subset be evicted again."""
+    _pin(id, False)
+
+
+def _pin(id: str, pinned: bool) -> None:
+    from firnline.cache import eviction
+
+    eviction.pin(open_database(load_settings()), id, pinned)
+    out.print(f"{id} is {'pinned' if pinned else 'no longer pinned'}", markup=False)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from firnline.cli.cache import list_stored, show_stored
+from firnline.cli.cache import evict, list_stored, pin, show_stored, unpin, verify
 from firnline.cli.catalog import export_items, harvest, import_items
 from firnline.cli.console import err
 from firnline.cli.database import migrate, status
@@ -36,6 +36,10 @@ app.add_typer(catalog_app, name="catalog")
 cache_app = typer.Typer(help="The materialised subsets: what is stored.", no_args_is_help=True)
 cache_app.command("list")(list_stored)
 cache_app.command("show")(show_stored)
+cache_app.command()(verify)
+cache_app.command()(evict)
+cache_app.command()(pin)
+cache_app.command()(unpin)
 app.add_typer(cache_app, name="cache")
 
 key_app = typer.Typer(help="API keys: who may use the service.", no_args_is_help=True)

@@ -44,7 +44,7 @@ EXAMPLES: dict[str, tuple[str, str, Any]] = {
 """Variable: the field, a value as written, and as read. Those of the contract and our own."""
 
 IN_FORCE = {name for name in EXAMPLES if EXAMPLES[name][0] in Settings.model_fields}
-NOT_YET = {"CACHE_QUOTA", "DASK_SCHEDULER"}
+NOT_YET = {"DASK_SCHEDULER"}
 
 
 @pytest.fixture(autouse=True)
