@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,10 +63,19 @@ def _binaries() -> Path:
 
 
 class PostgresServer:
-    """A server on which databases are made and dropped."""
+    """A server on which databases are made and dropped.
 
-    def __init__(self, url: str) -> None:
+    One that was started here can be stopped, as by a crash, and started again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        stop: Callable[[], None] = lambda: None,
+        start: Callable[[], None] = lambda: None,
+    ) -> None:
         self._url = make_url(url)
+        self.stop, self.start = stop, start
 
     def url(self, database: str) -> str:
         """The SQLAlchemy URL of a database."""
@@ -117,26 +126,13 @@ def _private_server(options: Mapping[str, str] = _SERVER_OPTIONS) -> Iterator[Po
     # not below pytest's own folder, which others may not enter; short, since it holds a socket
     folder = Path(tempfile.mkdtemp(prefix="firnline-pg-", dir="/tmp"))
     server: subprocess.Popen[bytes] | None = None
-    try:
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        data, log = folder / "data", folder / "log"
-        start: dict[str, Any] = {"cwd": folder, "env": {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}}
-        initdb = [binaries / "initdb", "--pgdata", data, "--username", "firnline", "--no-sync"]
-        made = subprocess.run(
-            [*initdb, "--auth", "trust", "--encoding", "UTF8"],
-            **start, **identity, capture_output=True, text=True,
-        )  # fmt: skip
-        if made.returncode:
-            _unavailable(f"initdb failed: {made.stderr.strip()}")
-        settings = {**options, "unix_socket_directories": str(folder)}
-        command = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the tests, even if killed
-        command += [binaries / "postgres", "-D", data]
-        command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        with log.open("wb") as stream:
+
+    def start() -> None:
+        nonlocal server
+        with log.open("ab") as stream:
             server = subprocess.Popen(
-                command, **start, **identity, stdout=stream, stderr=subprocess.STDOUT
+                command, **surroundings, **identity, stdout=stream, stderr=subprocess.STDOUT
             )
-        url = f"postgresql+psycopg://firnline@/postgres?host={folder}"
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -146,12 +142,45 @@ def _private_server(options: Mapping[str, str] = _SERVER_OPTIONS) -> Iterator[Po
                 if server.poll() is not None or time.monotonic() > deadline:
                     _unavailable(f"PostgreSQL did not start: {log.read_text().strip()}")
                 time.sleep(0.02)
-        yield PostgresServer(url)
-    finally:
+
+    def stop() -> None:
+        nonlocal server
         if server is not None:
             server.send_signal(3)  # SIGQUIT, an immediate shutdown: nothing is worth a checkpoint
             server.wait(30)
+            server = None
+
+    try:
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        data, log = folder / "data", folder / "log"
+        surroundings: dict[str, Any] = {
+            "cwd": folder,
+            "env": {"LC_ALL": "C", "PATH": "/usr/bin:/bin"},
+        }
+        initdb = [binaries / "initdb", "--pgdata", data, "--username", "firnline", "--no-sync"]
+        made = subprocess.run(
+            [*initdb, "--auth", "trust", "--encoding", "UTF8"],
+            **surroundings, **identity, capture_output=True, text=True,
+        )  # fmt: skip
+        if made.returncode:
+            _unavailable(f"initdb failed: {made.stderr.strip()}")
+        settings = {**options, "unix_socket_directories": str(folder)}
+        command = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the tests, even if killed
+        command += [binaries / "postgres", "-D", data]
+        command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        url = f"postgresql+psycopg://firnline@/postgres?host={folder}"
+        start()
+        yield PostgresServer(url, stop, start)
+    finally:
+        stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def mortal_postgres() -> Iterator[PostgresServer]:
+    """A server of one test's own, which it may stop and start."""
+    with _private_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

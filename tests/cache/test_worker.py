@@ -26,13 +26,15 @@ from firnline.cache.materialise import plan_request
 from firnline.cache.opening import subset_folder
 from firnline.cache.plan import Plan
 from firnline.cache.request import Request
-from firnline.database import connect, get_item, reading
+from firnline.database import connect, get_item, migrate, reading
 from firnline.errors import DatabaseError, JobDismissedError, JobLostError
+from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import Fault, Faults
 from firnline.settings import Settings
 from firnline.tables import subsets
 
 LEASE = 1.0
+KILLS = int(os.environ.get("FIRNLINE_TEST_JOB_KILLS", "10"))
 VARIABLES = ("vx", "vy")
 
 
@@ -56,7 +58,7 @@ class Workers:
         self._log = log
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         names = ["data_dir", "memory_limit", "lease_seconds", "concurrency", "log_format"]
-        names += ["chunk_cache_quota"]
+        names += ["chunk_cache_quota", "database_url", "cache_url"]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FIRN")},
             **{f"FIRNLINE_{name.upper()}": str(getattr(settings, name)) for name in names},
@@ -187,7 +189,7 @@ def complete_generations(settings: Settings, asked: Request) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(60 + 20 * KILLS)
 def test_killed_workers_make_the_undisturbed_subset(
     sample: Any,
     engine: Engine,
@@ -205,7 +207,7 @@ def test_killed_workers_make_the_undisturbed_subset(
     assert len(tiles) >= 8
     workers.start()
     kills = 0
-    while kills < 8:
+    while kills < KILLS:
         before = generation(engine)
         job = jobs.submit(engine, asked, refresh=True)
         sample.server.latency = 0.01
@@ -602,4 +604,74 @@ def test_a_half_written_store_is_not_where_readers_look_and_is_finished_later(
     expire(engine, jobs.get(engine, job.id))
     assert claim_and_run(engine, small, "second")
     assert jobs.get(engine, job.id).message == "done"
+    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+
+
+def test_a_database_server_that_crashes_in_the_middle(
+    sample: Any,
+    small: Settings,
+    mortal_postgres: Any,
+    tmp_path: Path,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+) -> None:
+    """It's away for longer than the lease; the worker waits, and the job ends as if nothing was."""
+    with mortal_postgres.database() as name:
+        settings = small.model_copy(update={"database_url": mortal_postgres.url(name)})
+        engine = connect(settings.database)
+        migrate(engine)
+        harvest(engine, settings, [sample.mirror.catalog_url], mosaics=False)
+        running = Workers(settings, tmp_path / "workers.log")
+        sample.server.latency = 0.02
+        try:
+            job = jobs.submit(engine, asked)
+            running.start()
+            wait_for(lambda: len(jobs.finished_tiles(engine, job)) >= 2)
+            mortal_postgres.stop()
+            time.sleep(LEASE + 0.5)
+            mortal_postgres.start()
+            engine.dispose()  # its connections died
+            sample.server.latency = 0.0
+            wait_for(lambda: not jobs.get(engine, job.id).living, 60)
+            ended = jobs.get(engine, job.id)
+            assert (ended.status, ended.message) == ("successful", "done")
+            assert digests(subset_folder(engine, settings, asked.subset_id)) == undisturbed
+            assert "Traceback" not in (tmp_path / "workers.log").read_text()
+        finally:
+            sample.server.latency = 0.0
+            running.close()
+            engine.dispose()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB, where this process may mount one."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k,mode=0777", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("file systems can't be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_reason_and_leaves_nothing(
+    engine: Engine,
+    small: Settings,
+    asked: Request,
+    small_disk: Path,
+    undisturbed: dict[str, tuple[int, str]],
+) -> None:
+    assert sum(size for size, _ in undisturbed.values()) > 400_000
+    settings = small.model_copy(update={"cache_url": str(small_disk)})
+    job = jobs.submit(engine, asked)
+    assert worker.run_next(engine, settings, "first")
+    ended = jobs.get(engine, job.id)
+    assert ended.status == "failed"
+    assert ended.message == "the store can't be written: No space left on device"
+    assert generation(engine) is None
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+    # with room the same request is done
+    ended = worker.finish(engine, small, jobs.submit(engine, asked))
+    assert ended.status == "successful", ended.message
     assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
