@@ -1,10 +1,11 @@
-"""The service: API, worker, first and scheduled harvests in one process."""
+"""The service: API, a worker below it, first and scheduled harvests."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 import threading
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import Engine
 
 from firnline import keys
 from firnline.api.app import create_app
-from firnline.cache import worker
+from firnline.child import WorkerProcess
 from firnline.database import connect, is_empty, migrate
 from firnline.errors import (
     ConflictError,
@@ -44,8 +45,8 @@ class Service:
     host, port
         Where to listen; port 0 takes a free one, see :attr:`url`.
     worker, harvest
-        Whether to do jobs, and to harvest an empty catalog and on schedule
-        (``settings.harvest_schedule``), in threads of this process.
+        Whether to do jobs, in a process of their own, and to harvest an empty catalog and on
+        schedule (``settings.harvest_schedule``), in a thread.
 
     Attributes
     ----------
@@ -75,6 +76,7 @@ class Service:
             self._check_keys(host)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._started = ExitStack()
         try:
             self._socket = socket.create_server((host, port))
         except (OSError, OverflowError) as error:
@@ -132,8 +134,7 @@ class Service:
         if self._harvest:
             self._spawn(self._harvests, {})
         if self._worker:
-            arguments = (self._engine, self._settings, self._stop)
-            self._spawn(lambda: worker.run(*arguments), {})
+            self._started.enter_context(WorkerProcess(self._settings))
 
     def _spawn(self, target: Any, arguments: dict[str, Any]) -> None:
         thread = threading.Thread(target=target, kwargs=arguments, daemon=True)
@@ -143,6 +144,7 @@ class Service:
     def close(self) -> None:
         """Stop the threads and give back the port; a job under way goes back to the queue."""
         self._stop.set()
+        self._started.close()
         for thread in self._threads:
             thread.join(timeout=15)
         self._socket.close()

@@ -143,3 +143,13 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """The directory of the materialised subsets in force."""
         return Path(self.cache_url) if self.cache_url else self.data_dir / "cache"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give another process these settings."""
+        shown = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            f"{self.model_config['env_prefix']}{name}".upper(): ",".join(value)
+            if isinstance(value, tuple)
+            else str(int(value) if isinstance(value, int) else value)
+            for name, value in shown.items()
+        }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -122,3 +126,53 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         port = int(service.url.rsplit(":", 1)[-1])
         with pytest.raises(InputError, match=f"can't listen on 127.0.0.1:{port}"):
             Service(settings, port=port)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def workers(pid: int) -> list[int]:
+    return [
+        child
+        for child in children(pid)
+        if b"--child" in Path(f"/proc/{child}/cmdline").read_bytes() and runs(child)
+    ]
+
+
+def test_a_worker_that_dies_is_replaced(
+    sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firnline.child._AGAIN", 0.1)
+    sample.server.faults = None
+    settings = sample.settings(tmp_path / "data", lease_seconds=1.0)
+    left, bottom, _, top = sample.mirror.aoi
+    inputs = {"bbox": [left, bottom, left + 2400, top], "crs": "EPSG:3413", "pairs": False}
+    with Service(settings, port=0, harvest=False) as service:
+        (first,) = wait_for(lambda: workers(os.getpid()))
+        os.kill(first, signal.SIGKILL)
+        (second,) = wait_for(lambda: [pid for pid in workers(os.getpid()) if pid != first])
+        answer = httpx.post(
+            f"{service.url}/processes/materialise/execution", json={"inputs": inputs}
+        )
+        wait_for(lambda: httpx.get(answer.headers["location"]).json()["status"] == "successful")
+        assert os.getpriority(os.PRIO_PROCESS, second) > os.getpriority(os.PRIO_PROCESS, 0)
+    assert not runs(second)
+
+
+def test_a_worker_does_not_outlive_its_service(tmp_path: Path) -> None:
+    environment = {**os.environ, "FIRNLINE_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "firnline.cli", "serve", "--port", "0", "--no-harvest"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as service:
+        (worker,) = wait_for(lambda: workers(service.pid))
+        service.kill()
+    wait_for(lambda: not runs(worker))

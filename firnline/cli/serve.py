@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +15,8 @@ from firnline.cli.console import err, out, percent
 from firnline.cli.installation import load_settings, open_database
 from firnline.cli.interrupt import stop_on_signal
 from firnline.settings import Settings
+
+_BELOW = 10  # how much nicer a worker is to searches than they to it
 
 
 def serve(
@@ -32,18 +37,30 @@ def serve(
 
 def worker(
     once: Annotated[bool, typer.Option("--once", help="Do one job, if there is one.")] = False,
+    child: Annotated[
+        bool,
+        typer.Option("--child", hidden=True, help="As a child of `serve`: end with its input."),
+    ] = False,
 ) -> None:
     """Take jobs from the queue until stopped."""
     from firnline.cache import worker as working
 
     settings = load_settings()
-    engine = open_database(settings)
+    engine = open_database(settings, migrated=not child)
     with stop_on_signal() as stop:
+        if child:
+            os.nice(_BELOW)
+            threading.Thread(target=_until_input_ends, args=(stop,), daemon=True).start()
         if once:
             if not working.run_next(engine, settings, working.worker_name(), stop=stop):
                 err.print("no job waits")
         else:
             working.run(engine, settings, stop)
+
+
+def _until_input_ends(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stop.set()
 
 
 def demo(

@@ -57,6 +57,16 @@ def test_every_setting_has_an_example_here() -> None:
     assert set(EXAMPLES) - IN_FORCE <= NOT_YET
 
 
+def test_they_are_handed_on_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen in (Settings(), Settings(**{EXAMPLES[n][0]: EXAMPLES[n][2] for n in IN_FORCE})):
+        environment = chosen.environment()
+        assert set(environment) == {f"FIRNLINE_{name}" for name in IN_FORCE}
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert Settings() == chosen
+
+
 @pytest.mark.parametrize("name", sorted(IN_FORCE))
 def test_it_is_read_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     field, written, value = EXAMPLES[name]
