@@ -369,16 +369,22 @@ def _is_wide_box(ring: Sequence[Position]) -> bool:
 
 
 def _unwrapped(positions: Sequence[Position]) -> Sequence[Position]:
-    """The positions with longitudes that run on beyond +-180 instead of jumping."""
+    """The positions with longitudes that run on beyond +-180 instead of jumping.
+
+    An edge along a pole has no length on the globe, so none is too long there: if no other edge
+    jumps, it belongs to a shape that comes cut and closed over the pole, as footprints do.
+    """
     out = list(positions)
     offset = 0.0
-    for n in range(1, len(out)):
-        step = positions[n][0] - positions[n - 1][0]
+    beside_poles = False
+    for n, ((last, behind), (lon, lat)) in enumerate(itertools.pairwise(positions), 1):
+        step = lon - last
         # An edge of exactly 360 degrees follows a parallel from one side of the map to the other.
         if abs(step) > 180 and abs(step) != 360:
             offset -= 360.0 * round(step / 360.0)
-        out[n] = (positions[n][0] + offset, positions[n][1])
-    return positions if all(a is b or a == b for a, b in zip(out, positions, strict=True)) else out
+            beside_poles |= not lat == behind in (-90, 90)
+        out[n] = (lon + offset, lat)
+    return out if beside_poles else positions
 
 
 def _turns(shape: BaseGeometry) -> Iterator[BaseGeometry]:

@@ -8,80 +8,122 @@ third of the time that a call for each would.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Select, func, literal, select, union_all
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Float,
+    Integer,
+    Select,
+    bindparam,
+    func,
+    literal,
+    select,
+    union_all,
+)
 
 from firnline.api.area import Area
 from firnline.tables import Footprint, items, items_rtree, to_microseconds
 
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970: items_rtree counts days from there
 _DAY = 86_400_000_000
+_SIDES = ("west", "south", "east", "north")
 Conditions = list[ColumnElement[bool]]
 
 
-def relates(function: str, area: Area | None) -> ColumnElement[bool]:
+@dataclass(frozen=True)
+class Asked:
+    """An area as statements have it: its shape (WKB), and one or two boxes around it."""
+
+    shape: ColumnElement[bytes]
+    boxes: tuple[tuple[Any, ...], ...]
+
+
+def given(area: Area) -> Asked:
+    """An area within a statement."""
+    return Asked(literal(area.wkb, Footprint()), area.boxes)
+
+
+def asked(count: int) -> Asked:
+    """Any area of so many boxes: a parameter of the statement, which :func:`values` fills in."""
+    sides = tuple(tuple(bindparam(f"{s}{n}", type_=Float()) for s in _SIDES) for n in range(count))
+    return Asked(bindparam("area", type_=Footprint()), sides)
+
+
+def values(area: Area | None, start: datetime | None, end: datetime | None) -> dict[str, Any]:
+    """The parameters of :func:`asked`, and of an interval."""
+    values: dict[str, Any] = {}
+    if area is not None:
+        values["area"] = area.wkb
+        for n, box in enumerate(area.boxes):
+            values |= {f"{side}{n}": value for side, value in zip(_SIDES, box, strict=True)}
+    if start is not None:
+        values["first_day"] = _days(start)
+    if end is not None:
+        values["last_day"] = _days(end)
+    return values
+
+
+def relates(function: str, asked: Asked | None) -> ColumnElement[bool]:
     """A relation, as PostGIS names it, of an item to an area (None: to itself)."""
-    asked = items.c.footprint if area is None else literal(area.wkb, Footprint())
+    other = items.c.footprint if asked is None else asked.shape
     relation: ColumnElement[bool] = getattr(func, function)(
-        items.c.footprint, asked, type_=Boolean()
+        items.c.footprint, other, type_=Boolean()
     )
     return relation
 
 
 def found(
-    area: Area, dialect: str, start: datetime | None = None, end: datetime | None = None
+    asked: Asked, dialect: str, start: bool = False, end: bool = False
 ) -> ColumnElement[bool]:
     """Whether an item intersects the area, looked up, with candidates in the interval only.
 
     It is true or false as the relation itself, also where it is negated.
     """
     if dialect != "sqlite":
-        return relates("ST_Intersects", area)
-    keys = select(func.ST_Intersecting(items.c.key, items.c.footprint, area.wkb)).where(
-        near(area, start, end)
+        return relates("ST_Intersects", asked)
+    keys = select(func.ST_Intersecting(items.c.key, items.c.footprint, asked.shape)).where(
+        near(asked, start, end)
     )
     return items.c.key.in_(select(func.json_each(keys.scalar_subquery()).table_valued("value")))
 
 
-def near(
-    area: Area, start: datetime | None = None, end: datetime | None = None
-) -> ColumnElement[bool]:
+def near(asked: Asked, start: bool = False, end: bool = False) -> ColumnElement[bool]:
     """On SQLite: whether a box of the item meets one of the area, in the interval."""
-    return items.c.key.in_(_keys([[*box, *_in_time(start, end)] for box in _near(area)]))
+    return items.c.key.in_(_keys(_meeting(asked, start, end)))
 
 
-def overlapping(start: datetime | None, end: datetime | None) -> ColumnElement[bool]:
+def overlapping(start: bool, end: bool) -> ColumnElement[bool]:
     """On SQLite: candidates for an interval, wherever they are."""
-    return items.c.key.in_(_keys([_in_time(start, end)]))
+    return items.c.key.in_(_keys(_meeting(None, start, end)))
 
 
-def candidates(
-    area: Area | None, start: datetime | None, end: datetime | None, most: int
-) -> Select[Any]:
-    """On SQLite: how many boxes are near the area and the interval, counted up to `most`."""
-    boxes = [[*box, *_in_time(start, end)] for box in (_near(area) if area else [[]])]
-    near = _keys(boxes).limit(most).subquery()
-    return select(func.count()).select_from(near)
+def candidates(asked: Asked | None, start: bool, end: bool) -> Select[Any]:
+    """On SQLite: how many boxes are near the area and the interval, counted up to `enough`."""
+    near = _keys(_meeting(asked, start, end)).limit(bindparam("enough", type_=Integer()))
+    return select(func.count()).select_from(near.subquery())
 
 
-def _near(area: Area) -> list[Conditions]:
+def _meeting(asked: Asked | None, start: bool, end: bool) -> list[Conditions]:
+    """Of boxes in the R*Tree: to meet one of the area's, in the interval.
+
+    The tree is coarse, but never too narrow (32-bit floats).
+    """
     tree = items_rtree.c
-    return [
-        [tree.west <= east, tree.east >= west, tree.south <= north, tree.north >= south]
-        for west, south, east, north in area.boxes
-    ]
-
-
-def _in_time(start: datetime | None, end: datetime | None) -> Conditions:
-    """An interval in the R*Tree: coarse, never too narrow (32-bit floats)."""
     times: Conditions = []
-    if end is not None:
-        times.append(items_rtree.c.start <= _days(end))
-    if start is not None:
-        times.append(items_rtree.c.end >= _days(start))
-    return times
+    if end:
+        times.append(tree.start <= bindparam("last_day", type_=Float()))
+    if start:
+        times.append(tree.end >= bindparam("first_day", type_=Float()))
+    if asked is None:
+        return [times]
+    return [
+        [tree.west <= east, tree.east >= west, tree.south <= north, tree.north >= south, *times]
+        for west, south, east, north in asked.boxes
+    ]
 
 
 def _keys(sets: Sequence[Conditions]) -> Select[Any]:

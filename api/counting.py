@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import CTE, FromClause
 
 from firnline.api import query
-from firnline.api.query import Search, Way
+from firnline.api.query import Search, Shape, Way
 from firnline.tables import items
 
 MOST_VALUES = 10_000
@@ -63,21 +63,21 @@ def count(
     """The number of all matches, and their counts by each of the parts, in no order."""
     counts: list[list[Count]] = [[] for _ in range(len(parts) + 1)]
     for part, word, whole, found in connection.execute(
-        statement(search, parts, connection.dialect.name)
+        statement(search.shape, parts, connection.dialect.name), search.values
     ):
         counts[part].append(Count(whole if word is None else word, found))
     *by_part, ((_, total),) = counts
     return total, by_part
 
 
-def statement(search: Search, parts: Sequence[Part], dialect: str) -> CompoundSelect[Any]:
+def statement(shape: Shape, parts: Sequence[Part], dialect: str) -> CompoundSelect[Any]:
     """Rows of the part's number, the value as text or as number, and how many items have it.
 
     The part that comes after the last one is the number of all matches.
     """
     matches = (
         select(items.c.key, *(part.column.label(f"c{n}") for n, part in enumerate(parts)))
-        .where(*query.conditions(search, Way.GATHER, dialect))
+        .where(*query.conditions(shape, Way.GATHER, dialect))
         .cte("matches")
         .prefix_with("MATERIALIZED")
     )

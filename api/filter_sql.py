@@ -295,12 +295,13 @@ class _Compiler:
             return sa.true() if on_shapes(a.shape, b.shape) else sa.false()
         if a is not None:
             return self.in_space(converse, right, left)
-        if name == "s_intersects" and b is not None:
-            return boxes.found(b, self.dialect) if self.looked_up else boxes.relates(function, b)
-        exact = boxes.relates(function, b)
-        if b is None or not (self.sqlite and self.looked_up):
+        asked = None if b is None else boxes.given(b)
+        exact = boxes.relates(function, asked)
+        if asked is None or not self.looked_up:
             return exact
-        return and_(boxes.near(b), exact)
+        if name == "s_intersects":
+            return boxes.found(asked, self.dialect)
+        return and_(boxes.near(asked), exact) if self.sqlite else exact
 
 
 def is_indexed(expression: Node) -> bool:

@@ -13,7 +13,7 @@ tokens):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -120,21 +120,8 @@ class Base:
 
         A cube also links to what tells how to materialise a part of it (Order extension).
         """
-        place = b"/collections/" + quote(collection, safe="").encode()
-        name = quote(id, safe="").encode()
-        return _spliced(
-            content,
-            b'{"rel":"self","type":"application/geo+json","href":"%(base)b%(place)b/items/%(id)b"},'
-            b'{"rel":"parent","type":"application/json","href":"%(base)b%(place)b"},'
-            b'{"rel":"collection","type":"application/json","href":"%(base)b%(place)b"},'
-            b'{"rel":"root","type":"application/json","href":"%(base)b/"}%(order)b'
-            % {
-                b"base": self.json,
-                b"place": place,
-                b"id": name,
-                b"order": _ORDER % self.json if collection == CUBES else b"",
-            },
-        )
+        before, after = _item_links(self.json, collection)
+        return _spliced(content, before + quote(id, safe="").encode() + after)
 
     def with_collection_links(self, content: bytes, id: str) -> bytes:
         """A collection with self, parent, root, items, and what the extensions ask for."""
@@ -147,6 +134,19 @@ class Base:
             *self.extension_links(here.removeprefix(self.url)),
         ]
         return _spliced(content, orjson.dumps(links)[1:-1])
+
+
+@lru_cache(maxsize=64)
+def _item_links(base: bytes, collection: str) -> tuple[bytes, bytes]:
+    """The links of any item of a collection, before its id and after it."""
+    place = b"%b/collections/%b" % (base, quote(collection, safe="").encode())
+    return (
+        b'{"rel":"self","type":"application/geo+json","href":"%b/items/' % place,
+        b'"},{"rel":"parent","type":"application/json","href":"%b"},'
+        b'{"rel":"collection","type":"application/json","href":"%b"},'
+        b'{"rel":"root","type":"application/json","href":"%b/"}%b'
+        % (place, place, base, _ORDER % base if collection == CUBES else b""),
+    )
 
 
 def _spliced(content: bytes, links: bytes) -> bytes:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Float, Integer, Select, and_, case, cast, fun
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from firnline.api import boxes, query
-from firnline.api.query import Search, Way
+from firnline.api.query import Search, Shape, Way, made_once
 from firnline.tables import LIVING, items
 
 EXACT = 6_000
@@ -69,21 +69,21 @@ def choose(connection: Connection, search: Search) -> tuple[Way, Matched | None]
     rare they are: where the square of the matches is less than the catalog times the page,
     gathering is the shorter way.
     """
-    dialect = connection.dialect.name
+    dialect, shape, values = connection.dialect.name, search.shape, search.values
     if search.ids:
         return Way.GATHER, None
-    span = connection.scalar(_span()) or 0
+    span = connection.scalar(_SPAN) or 0
     if span <= EXACT:
-        if not search.bare:
+        if not shape.bare:
             return Way.GATHER, None
-        return Way.WALK, Matched(connection.scalar(query.count(search, dialect)) or 0)
-    if dialect == "sqlite" and (search.area or search.start or search.end):
-        most = math.isqrt(span * search.limit)
-        near = boxes.candidates(search.area, search.start, search.end, most)
-        if (connection.scalar(near) or 0) < most:  # the R*Tree tells sooner than a sample
+        return Way.WALK, Matched(connection.scalar(query.count(shape, dialect), values) or 0)
+    if dialect == "sqlite" and (shape.boxes or shape.start or shape.end):
+        enough = math.isqrt(span * search.limit)
+        near = connection.scalar(_candidates(shape), values | {"enough": enough}) or 0
+        if near < enough:  # the R*Tree tells sooner than a sample
             return Way.GATHER, None
-    tried = Trial(span, connection.scalar(_sample(search, dialect)) or 0)
-    if query.is_indexed(search, dialect) and tried.expected**2 < span * search.limit:
+    tried = Trial(span, connection.scalar(_sample(shape, dialect), values) or 0)
+    if query.is_indexed(shape, dialect) and tried.expected**2 < span * search.limit:
         return Way.GATHER, None
     return Way.WALK, tried.matched()
 
@@ -94,7 +94,17 @@ def _span() -> Select[Any]:
     return select(select(func.max(items.c.key)).scalar_subquery() - first + 1)
 
 
-def _sample(search: Search, dialect: str) -> Select[Any]:
+_SPAN = _span()
+
+
+@made_once
+def _candidates(shape: Shape) -> Select[Any]:
+    asked = boxes.asked(shape.boxes) if shape.boxes else None
+    return boxes.candidates(asked, shape.start, shape.end)
+
+
+@made_once
+def _sample(shape: Shape, dialect: str) -> Select[Any]:
     """How many of the sample's items match."""
     place: Any
     if dialect == "sqlite":
@@ -105,7 +115,7 @@ def _sample(search: Search, dialect: str) -> Select[Any]:
     first = select(func.min(items.c.key)).scalar_subquery()
     span = select(_span().scalar_subquery().label("span"), first.label("first")).cte("ends")
     key = span.c.first + cast(func.floor(place.c.value * span.c.span), Integer)
-    met = and_(*query.conditions(search, Way.WALK, dialect))
+    met = and_(*query.conditions(shape, Way.WALK, dialect))
     return (
         select(func.count(case((met, 1))))
         .select_from(span)

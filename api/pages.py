@@ -45,7 +45,8 @@ def find(connection: Connection, search: Search, token: str | None, key: bytes) 
         way, number = place.way, place.matched
     else:
         way, number = matched.choose(connection, search)
-    found = connection.execute(query.page(search, way, connection.dialect.name)).all()
+    page = query.page(search.shape, way, connection.dialect.name)
+    found = connection.execute(page, search.values).all()
     rows = found[: search.limit]
     if not token:
         if len(found) <= search.limit:  # that is all

@@ -8,21 +8,27 @@ There are two ways to a page. *Gathering* finds all matches through the indexes,
 sorts them: best when they are few. *Walking* goes through the items in their order and stops when
 the page is full: best when matches are many, and the only way that does not grow with their
 number. :func:`firnline.api.matched.choose` picks one.
+
+A statement is made of a search's :class:`Shape`, and executed with its values: to put one together
+takes SQLAlchemy longer than it takes a database to find ten items.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, TypeAlias
+from functools import lru_cache, wraps
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     Select,
     and_,
+    bindparam,
     case,
     func,
     literal,
@@ -42,6 +48,8 @@ DEFAULT_LIMIT = 10
 MAX_LIMIT = 10_000
 Rows: TypeAlias = "Select[*tuple[Any, ...]]"
 Value: TypeAlias = "datetime | float | str | None"
+_KEPT = 256  # statements of each kind
+_MOST: ColumnElement[int] = bindparam("most", type_=Integer())
 
 
 @dataclass(frozen=True)
@@ -113,11 +121,80 @@ class Search:
         return hashlib.blake2b(repr(words).encode() + area, digest_size=16).digest()
 
     @property
+    def shape(self) -> Shape:
+        """What its statements are made of."""
+        return Shape(
+            bool(self.collections),
+            bool(self.ids),
+            len(self.area.boxes) if self.area else 0,
+            self.start is not None,
+            self.end is not None,
+            self.filter,
+            self.words,
+            self.order,
+            None if self.after is None else tuple(v is not None for v in self.after.values),
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What its statements are executed with."""
+        values: dict[str, Any] = {"most": self.limit + 1}
+        if self.collections:
+            values["collections"] = self.collections
+        if self.ids:
+            values["ids"] = self.ids
+        if self.start is not None:
+            values["start"] = self.start
+        if self.end is not None:
+            values["end"] = self.end
+        if self.after is not None:
+            values |= {f"after{n}": value for n, value in enumerate(self.after.values)}
+            values |= {"after_collection": self.after.collection, "after_id": self.after.id}
+        return values | boxes.values(self.area, self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a search asks, but not the values that it asks for: those of one shape share statements.
+
+    `boxes` is the number of the area's, 0 without one; `after` says which of the cursor's values
+    there are. Filters and words are as in the search, for each has statements of its own.
+    """
+
+    collections: bool = False
+    ids: bool = False
+    boxes: int = 0
+    start: bool = False
+    end: bool = False
+    filter: Node | None = None
+    words: tuple[str, ...] = ()
+    order: tuple[SortKey, ...] = NEWEST
+    after: tuple[bool, ...] | None = None
+
+    @property
     def bare(self) -> bool:
         """Whether nothing but collections restricts it."""
-        return not (
-            self.ids or self.area or self.start or self.end or self.words or self.filter is not None
-        )
+        in_time_or_space = self.start or self.end or self.boxes
+        return not (self.ids or in_time_or_space or self.words or self.filter is not None)
+
+
+_Rest = ParamSpec("_Rest")
+_Made = TypeVar("_Made")
+
+
+def made_once(
+    make: Callable[Concatenate[Shape, _Rest], _Made],
+) -> Callable[Concatenate[Shape, _Rest], _Made]:
+    """Keeps the statements that are made, but for those with filters and words in them."""
+    kept = cast("Callable[Concatenate[Shape, _Rest], _Made]", lru_cache(_KEPT)(make))
+
+    @wraps(make)
+    def statement(shape: Shape, /, *rest: _Rest.args, **more: _Rest.kwargs) -> _Made:
+        if shape.filter is not None or shape.words:
+            return make(shape, *rest, **more)
+        return kept(shape, *rest, **more)
+
+    return statement
 
 
 @dataclass(frozen=True)
@@ -129,19 +206,20 @@ class _Key:
     nullable: bool
 
 
-def page(search: Search, way: Way, dialect: str) -> Rows:
+@made_once
+def page(shape: Shape, way: Way, dialect: str) -> Rows:
     """One row more than the page, if there is one.
 
     Columns: collection, id, content, matched (all matches; -1 when walking), and then the values
     of the order.
     """
-    keys = _keys(search.order)
+    keys = _keys(shape.order)
     found = select(
         items.c.key,
         items.c.collection,
         items.c.id,
         *(key.column.label(f"k{n}") for n, key in enumerate(keys)),
-    ).where(*conditions(search, way, dialect))
+    ).where(*conditions(shape, way, dialect))
     matched: ColumnElement[int] = literal(-1)
     chosen: FromClause
     if way is Way.GATHER:
@@ -150,17 +228,17 @@ def page(search: Search, way: Way, dialect: str) -> Rows:
         matched = select(func.count()).select_from(matches).scalar_subquery()
         columns = [_Key(matches.c[f"k{n}"], k.descending, k.nullable) for n, k in enumerate(keys)]
         rest = select(matches)
-        if search.after is not None:
-            rest = rest.where(or_(*_seeks(columns, matches, search.after)))
-        chosen = _ordered(rest, columns, matches).limit(search.limit + 1).subquery("page")
-    elif search.after is None:
-        chosen = _ordered(found, keys, items).limit(search.limit + 1).subquery("page")
+        if shape.after is not None:
+            rest = rest.where(or_(*_seeks(columns, matches, shape.after)))
+        chosen = _ordered(rest, columns, matches).limit(_MOST).subquery("page")
+    elif shape.after is None:
+        chosen = _ordered(found, keys, items).limit(_MOST).subquery("page")
     else:
         # A seek in the index for each column of the order. As one condition with OR, thousands of
         # items that end at the same instant would be walked through from the first for every page.
         seeks = [
-            _ordered(found.where(seek), keys, items).limit(search.limit + 1).subquery()
-            for seek in _seeks(keys, items, search.after)
+            _ordered(found.where(seek), keys, items).limit(_MOST).subquery()
+            for seek in _seeks(keys, items, shape.after)
         ]
         chosen = union_all(*(select(seek) for seek in seeks)).subquery("page")
     places = [_Key(chosen.c[f"k{n}"], k.descending, k.nullable) for n, k in enumerate(keys)]
@@ -171,39 +249,40 @@ def page(search: Search, way: Way, dialect: str) -> Rows:
         matched.label("matched"),
         *(place.column for place in places),
     ).join(chosen, chosen.c.key == items.c.key)
-    return _ordered(rows, places, chosen).limit(search.limit + 1)
+    return _ordered(rows, places, chosen).limit(_MOST)
 
 
-def count(search: Search, dialect: str) -> Select[int]:
+@made_once
+def count(shape: Shape, dialect: str) -> Select[int]:
     """The number of all matches, whatever the page."""
-    found = conditions(search, Way.GATHER, dialect)
+    found = conditions(shape, Way.GATHER, dialect)
     return select(func.count()).select_from(items).where(*found)
 
 
-def conditions(search: Search, way: Way, dialect: str) -> list[ColumnElement[bool]]:
+def conditions(shape: Shape, way: Way, dialect: str) -> list[ColumnElement[bool]]:
     """What an item has to meet, put so that it can be looked up, or asked of one item at a time."""
     met: list[ColumnElement[bool]] = [LIVING]
-    if search.collections:
-        met.append(items.c.collection.in_(search.collections))
-    elif search.ids:  # names them all, so that the index (collection, id) serves
+    if shape.collections:
+        met.append(items.c.collection.in_(bindparam("collections", expanding=True)))
+    elif shape.ids:  # names them all, so that the index (collection, id) serves
         met.append(items.c.collection.in_(select(collections.c.id)))
-    if search.ids:
-        met.append(items.c.id.in_(search.ids))
-    if search.start is not None:
-        met.append(items.c.end_datetime >= search.start)
-    if search.end is not None:
-        met.append(items.c.start_datetime <= search.end)
-    if search.filter is not None:
+    if shape.ids:
+        met.append(items.c.id.in_(bindparam("ids", expanding=True)))
+    if shape.start:
+        met.append(items.c.end_datetime >= bindparam("start"))
+    if shape.end:
+        met.append(items.c.start_datetime <= bindparam("end"))
+    if shape.filter is not None:
         looked_up = way is Way.GATHER
-        met.append(filter_sql.condition(search.filter, dialect, looked_up=looked_up))
-    if search.words:
-        met.append(or_(*(_has_word(word) for word in search.words)))
-    if search.area is not None and way is Way.WALK:
-        met.append(boxes.relates("ST_Intersects", search.area))
-    elif search.area is not None:
-        met.append(boxes.found(search.area, dialect, search.start, search.end))
-    elif (search.start or search.end) and way is Way.GATHER and dialect == "sqlite":
-        met.append(boxes.overlapping(search.start, search.end))
+        met.append(filter_sql.condition(shape.filter, dialect, looked_up=looked_up))
+    if shape.words:
+        met.append(or_(*(_has_word(word) for word in shape.words)))
+    if shape.boxes and way is Way.WALK:
+        met.append(boxes.relates("ST_Intersects", boxes.asked(shape.boxes)))
+    elif shape.boxes:
+        met.append(boxes.found(boxes.asked(shape.boxes), dialect, shape.start, shape.end))
+    elif (shape.start or shape.end) and way is Way.GATHER and dialect == "sqlite":
+        met.append(boxes.overlapping(shape.start, shape.end))
     return met
 
 
@@ -213,10 +292,10 @@ def _has_word(word: str) -> ColumnElement[bool]:
     return or_(*(text.icontains(word, autoescape=True) for text in texts))
 
 
-def is_indexed(search: Search, dialect: str) -> bool:
+def is_indexed(shape: Shape, dialect: str) -> bool:
     """Whether an index finds the matches: without one, gathering reads all items."""
-    in_time = bool(search.start or search.end) and dialect == "sqlite"
-    return bool(search.ids or search.area or in_time) or filter_sql.is_indexed(search.filter)
+    in_time = bool(shape.start or shape.end) and dialect == "sqlite"
+    return bool(shape.ids or shape.boxes or in_time) or filter_sql.is_indexed(shape.filter)
 
 
 def _keys(order: Sequence[SortKey]) -> list[_Key]:
@@ -247,18 +326,19 @@ def _ordered(rows: Rows, keys: Sequence[_Key], source: Any) -> Rows:
     return rows.order_by(*order, source.c.collection, source.c.id)
 
 
-def _seeks(keys: Sequence[_Key], source: Any, after: Cursor) -> list[ColumnElement[bool]]:
-    """What comes after `after`: one condition a column, that the earlier ones are equal in."""
+def _seeks(keys: Sequence[_Key], source: Any, after: Sequence[bool]) -> list[ColumnElement[bool]]:
+    """What comes after a cursor: one condition a column, that the earlier ones are equal in."""
     seeks: list[ColumnElement[bool]] = []
     equal: list[ColumnElement[bool]] = []
-    for key, value in zip(keys, after.values, strict=True):
-        if value is None:  # nothing comes after a missing one, but others that miss it
+    for n, (key, is_given) in enumerate(zip(keys, after, strict=True)):
+        if not is_given:  # nothing comes after a missing one, but others that miss it
             equal.append(key.column.is_(None))
             continue
+        value = bindparam(f"after{n}", type_=key.column.type)
         later = key.column < value if key.descending else key.column > value
         seeks.append(and_(*equal, or_(later, key.column.is_(None)) if key.nullable else later))
         equal.append(key.column == value)
     # Not a comparison of rows, for which PostgreSQL leaves the order's index for that of the ids.
     collection, id = source.c.collection, source.c.id
-    last = or_(collection > after.collection, id > after.id)
-    return [*seeks, and_(*equal, collection >= after.collection, last)]
+    last = or_(collection > bindparam("after_collection"), id > bindparam("after_id"))
+    return [*seeks, and_(*equal, collection >= bindparam("after_collection"), last)]

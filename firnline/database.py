@@ -96,9 +96,11 @@ def connect(url: str) -> Engine:
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         try:
-            return create_engine(parsed, pool_pre_ping=True, pool_size=10)
+            engine = create_engine(parsed, pool_pre_ping=True, pool_size=10)
         except (NoSuchModuleError, ModuleNotFoundError):
             raise InputError("PostgreSQL needs psycopg: pip install 'firnline[postgres]'") from None
+        event.listen(engine, "before_cursor_execute", _answer_in_binary)
+        return engine
     if backend != "sqlite":
         raise InputError(f"{backend} is not supported; accepted: sqlite, postgresql")
     if parsed.database and parsed.database != ":memory:":
@@ -115,6 +117,15 @@ def connect(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _answer_in_binary(
+    _connection: Connection, cursor: Any, _sql: str, _values: Any, context: Any, _many: bool
+) -> None:
+    # Bytes come as they are: as text, which is twice as long, 100 items cost a millisecond more.
+    # SQLAlchemy's own questions, of its inspector, are not made for it.
+    if context and context.execution_options.get("firnline_reads"):
+        cursor.format = 1  # psycopg.pq.Format.BINARY
 
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
@@ -145,7 +156,7 @@ def _begin_sqlite(connection: Connection) -> None:
 def reading(engine: Engine) -> Iterator[Connection]:
     """A consistent view of the database; what can't be read raises :class:`DatabaseError`."""
     with _translated(), engine.connect() as connection:
-        yield connection
+        yield connection.execution_options(firnline_reads=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ AREA = from_bbox([170, 60, -170, 80])
 
 
 def sql(search: Search, dialect: str, way: Way = Way.GATHER) -> str:
-    statement = query.page(search, way, dialect)
+    statement = query.page(search.shape, way, dialect)
     return " ".join(str(statement.compile(dialect=DIALECTS[dialect])).split())
 
 
@@ -65,12 +65,13 @@ def test_postgis_gets_a_geometry_and_no_rtree() -> None:
 
 def test_sqlite_asks_the_rtree_with_time() -> None:
     start, end = datetime(2000, 1, 2, tzinfo=UTC), datetime(2000, 1, 3, tzinfo=UTC)
-    statement = query.page(Search(area=AREA, start=start, end=end), Way.GATHER, "sqlite")
+    search = Search(area=AREA, start=start, end=end)
+    statement = query.page(search.shape, Way.GATHER, "sqlite")
     compiled = statement.compile(dialect=DIALECTS["sqlite"])
     text = " ".join(str(compiled).split())
     assert "UNION ALL" in text  # a seek on each side of the antimeridian
     assert 'items_rtree.start <= ? AND items_rtree."end" >= ?' in text
-    assert {1.0, 2.0} <= {v for v in compiled.params.values() if isinstance(v, float)}
+    assert {1.0, 2.0} <= {v for v in search.values.values() if isinstance(v, float)}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -365,8 +365,8 @@ def test_a_count_reads_no_item(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
     with reading(engine) as connection:
         for statement in (
-            query.count(query.Search(), "sqlite"),
-            query.page(query.Search(), query.Way.WALK, "sqlite"),
+            query.count(query.Shape(), "sqlite"),
+            query.page(query.Shape(), query.Way.WALK, "sqlite"),
         ):
             compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
