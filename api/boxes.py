@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -31,7 +31,6 @@ from firnline.tables import Footprint, items, items_rtree, to_microseconds
 _YEAR_2000 = 946_684_800_000_000  # microseconds since 1970: items_rtree counts days from there
 _DAY = 86_400_000_000
 _SIDES = ("west", "south", "east", "north")
-Conditions = list[ColumnElement[bool]]
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def values(area: Area | None, start: datetime | None, end: datetime | None) -> d
         for n, box in enumerate(area.boxes):
             values |= {f"{side}{n}": value for side, value in zip(_SIDES, box, strict=True)}
     if start is not None:
-        values["first_day"] = _days(start)
+        values["first_day"] = days(start)
     if end is not None:
-        values["last_day"] = _days(end)
+        values["last_day"] = days(end)
     return values
 
 
@@ -91,50 +90,61 @@ def found(
     return items.c.key.in_(select(func.json_each(keys.scalar_subquery()).table_valued("value")))
 
 
-def near(asked: Asked, start: bool = False, end: bool = False) -> ColumnElement[bool]:
-    """On SQLite: whether a box of the item meets one of the area, in the interval."""
-    return items.c.key.in_(_keys(_meeting(asked, start, end)))
+def near(asked: Asked | None, start: bool = False, end: bool = False) -> ColumnElement[bool]:
+    """On SQLite: whether a box of the item meets one of the area (None: any), in the interval."""
+    return items.c.key.in_(_union(_boxes(asked, start, end, _KEY)))
 
 
-def overlapping(start: bool, end: bool) -> ColumnElement[bool]:
-    """On SQLite: candidates for an interval, wherever they are."""
-    return items.c.key.in_(_keys(_meeting(None, start, end)))
+def candidates(asked: Asked | None, start: bool, end: bool, until: bool) -> Select[Any]:
+    """On SQLite: keys and ends (days) of boxes near the area and the interval, `enough` of them.
+
+    Those that end later than `until` are left out where that is given.
+    """
+    selects = _boxes(asked, start, end, _KEY, items_rtree.c.end)
+    if until:
+        selects = [each.where(items_rtree.c.end <= _day("until")) for each in selects]
+    near = _union(selects)
+    return near.limit(bindparam("enough", type_=Integer()))
 
 
-def candidates(asked: Asked | None, start: bool, end: bool) -> Select[Any]:
-    """On SQLite: how many boxes are near the area and the interval, counted up to `enough`."""
-    near = _keys(_meeting(asked, start, end)).limit(bindparam("enough", type_=Integer()))
-    return select(func.count()).select_from(near.subquery())
+_KEY = items_rtree.c.id.op(">>")(1).label("key")
 
 
-def _meeting(asked: Asked | None, start: bool, end: bool) -> list[Conditions]:
-    """Of boxes in the R*Tree: to meet one of the area's, in the interval.
+def _boxes(
+    asked: Asked | None, start: bool, end: bool, *columns: ColumnElement[Any]
+) -> list[Select[Any]]:
+    """Boxes in the R*Tree that meet one of the area's, in the interval.
 
     The tree is coarse, but never too narrow (32-bit floats).
     """
     tree = items_rtree.c
-    times: Conditions = []
-    if end:
-        times.append(tree.start <= bindparam("last_day", type_=Float()))
+    chosen = select(*columns)
     if start:
-        times.append(tree.end >= bindparam("first_day", type_=Float()))
+        chosen = chosen.where(tree.end >= _day("first_day"))
+    if end:
+        chosen = chosen.where(tree.start <= _day("last_day"))
     if asked is None:
-        return [times]
+        return [chosen]
     return [
-        [tree.west <= east, tree.east >= west, tree.south <= north, tree.north >= south, *times]
+        chosen.where(tree.west <= east, tree.east >= west, tree.south <= north, tree.north >= south)
         for west, south, east, north in asked.boxes
     ]
 
 
-def _keys(sets: Sequence[Conditions]) -> Select[Any]:
-    """Keys of the items with a box in the R*Tree that meets any of the sets of conditions.
-
-    A UNION, since an OR of boxes would make SQLite read the whole tree.
-    """
-    key = items_rtree.c.id.op(">>")(1)
-    selects = [select(key.label("key")).where(*conditions) for conditions in sets]
-    return selects[0] if len(selects) == 1 else select(union_all(*selects).subquery().c.key)
+def _day(name: str) -> ColumnElement[float]:
+    return bindparam(name, type_=Float())
 
 
-def _days(instant: datetime) -> float:
+def _union(selects: Sequence[Select[Any]]) -> Select[Any]:
+    """A UNION, since an OR of boxes would make SQLite read the whole tree."""
+    return selects[0] if len(selects) == 1 else select(union_all(*selects).subquery())
+
+
+def days(instant: datetime) -> float:
+    """An instant as the R*Tree has it."""
     return (to_microseconds(instant) - _YEAR_2000) / _DAY
+
+
+def instant(days: float) -> datetime:
+    """The instant that the R*Tree has so."""
+    return datetime(2000, 1, 1, tzinfo=UTC) + timedelta(days=days)

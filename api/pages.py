@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
 from firnline.api import matched, paging, query
-from firnline.api.matched import Matched
+from firnline.api.matched import Matched, Plan
 from firnline.api.paging import Place
-from firnline.api.query import Cursor, Search
+from firnline.api.query import Cursor, Search, Way
 
 
 class Row(NamedTuple):
@@ -38,15 +39,19 @@ def find(connection: Connection, search: Search, token: str | None, key: bytes) 
     TokenError
         This server did not make the token, or not for this search.
     """
-    number: Matched | None
     if token:
         place = paging.decode(token, search, key)
         search = replace(search, after=place.cursor)
-        way, number = place.way, place.matched
+        since = matched.proceed(connection, search) if place.way is Way.GATHER else None
+        plan = Plan(place.way, place.matched, since)
     else:
-        way, number = matched.choose(connection, search)
-    page = query.page(search.shape, way, connection.dialect.name)
-    found = connection.execute(page, search.values).all()
+        plan = matched.choose(connection, search)
+    number = plan.matched
+    found: Sequence[Any] = []
+    if plan.since is not None:  # the newest matches are those of a later interval
+        found = _found(connection, replace(search, start=plan.since), plan.way)
+    if len(found) <= search.limit:  # these are not enough for a page
+        found = _found(connection, search, plan.way)
     rows = found[: search.limit]
     if not token:
         if len(found) <= search.limit:  # that is all
@@ -57,6 +62,11 @@ def find(connection: Connection, search: Search, token: str | None, key: bytes) 
     following = None
     if len(found) > search.limit:
         collection, id, _, _, *values = rows[-1]
-        place = Place(Cursor(tuple(values), collection, id), way, number)
+        place = Place(Cursor(tuple(values), collection, id), plan.way, number)
         following = paging.encode(place, search, key)
     return Page([Row(row.content, row.collection, row.id) for row in rows], number, following)
+
+
+def _found(connection: Connection, search: Search, way: Way) -> Sequence[Any]:
+    statement = query.page(search.shape, way, connection.dialect.name)
+    return connection.execute(statement, search.values).all()

@@ -174,8 +174,12 @@ class Shape:
     @property
     def bare(self) -> bool:
         """Whether nothing but collections restricts it."""
-        in_time_or_space = self.start or self.end or self.boxes
-        return not (self.ids or in_time_or_space or self.words or self.filter is not None)
+        return not (self.ids or self.in_tree or self.words or self.filter is not None)
+
+    @property
+    def in_tree(self) -> bool:
+        """Whether a place or a time restricts it, which SQLite looks up in the R*Tree."""
+        return bool(self.boxes or self.start or self.end)
 
 
 _Rest = ParamSpec("_Rest")
@@ -281,8 +285,8 @@ def conditions(shape: Shape, way: Way, dialect: str) -> list[ColumnElement[bool]
         met.append(boxes.relates("ST_Intersects", boxes.asked(shape.boxes)))
     elif shape.boxes:
         met.append(boxes.found(boxes.asked(shape.boxes), dialect, shape.start, shape.end))
-    elif (shape.start or shape.end) and way is Way.GATHER and dialect == "sqlite":
-        met.append(boxes.overlapping(shape.start, shape.end))
+    elif shape.in_tree and way is Way.GATHER and dialect == "sqlite":
+        met.append(boxes.near(None, shape.start, shape.end))
     return met
 
 
@@ -294,8 +298,8 @@ def _has_word(word: str) -> ColumnElement[bool]:
 
 def is_indexed(shape: Shape, dialect: str) -> bool:
     """Whether an index finds the matches: without one, gathering reads all items."""
-    in_time = bool(shape.start or shape.end) and dialect == "sqlite"
-    return bool(shape.ids or shape.boxes or in_time) or filter_sql.is_indexed(shape.filter)
+    in_tree = shape.in_tree if dialect == "sqlite" else shape.boxes
+    return bool(shape.ids or in_tree) or filter_sql.is_indexed(shape.filter)
 
 
 def _keys(order: Sequence[SortKey]) -> list[_Key]:

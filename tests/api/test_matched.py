@@ -6,10 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
+import shapely
 from sqlalchemy import Engine
 
 from firnline.api import matched
+from firnline.api.area import from_geojson
 from firnline.api.matched import SAMPLE, Trial, choose
 from firnline.api.query import Search, Way
 from firnline.database import ItemRow, reading, retire_items, writing
@@ -84,8 +87,8 @@ def test_a_page_that_is_all_is_counted(client: Client, many: list[ItemRow]) -> N
 
 def test_the_way(engine: Engine, many: list[ItemRow]) -> None:
     with reading(engine) as connection:
-        assert choose(connection, Search())[0] is Way.WALK
-        assert choose(connection, Search(ids=("i1",)))[0] is Way.GATHER
+        assert choose(connection, Search()).way is Way.WALK
+        assert choose(connection, Search(ids=("i1",))).way is Way.GATHER
 
 
 def test_an_empty_catalog(client: Client) -> None:
@@ -102,3 +105,24 @@ def test_the_bound_holds_for_19_of_20_samples(share: float) -> None:
         estimate = Trial(span, int(found)).matched()
         within.append(abs(estimate.number - share * span) <= estimate.error)
     assert np.mean(within) >= 0.93
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_of_many_boxes_the_newest_are_looked_at(
+    client: Client, engine: Engine, many: list[ItemRow]
+) -> None:
+    """Pages and numbers are those of all matches, where a few of the boxes make a page."""
+    triangle = {"type": "Polygon", "coordinates": [[[0, 0], [20, 1.8], [0, 3], [0, 0]]]}
+    shape = shapely.geometry.shape(triangle)
+    by_end = sorted(many, key=lambda row: (-row.end.timestamp(), row.id))
+    since = EPOCH + timedelta(days=1_500)
+    truth = [row.id for row in by_end if row.footprint.intersects(shape) and row.end >= since]
+    asked = {"intersects": orjson.dumps(triangle).decode(), "datetime": "2004-02-09T00:00:00Z/.."}
+    with reading(engine) as connection:
+        plan = choose(connection, Search(area=from_geojson(triangle), start=since, limit=5))
+    assert plan.way is Way.GATHER
+    assert plan.since is not None
+    assert plan.since > since
+    first = client.get("/search", limit=5, **asked)
+    assert abs(first["numberMatched"] - len(truth)) <= 1.5 * first["firnline:numberMatchedError"]
+    assert client.ids(limit=5, **asked) == truth
