@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from firnline.api import (
     aggregate,
+    browse,
     errors,
     files,
     harvests,
@@ -157,6 +158,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     for router in (
         queryables.create_router(database, settings, summariser),
         aggregate.create_router(database, settings, summariser),
+        browse.create_router(database, settings),
         processes.create_router(database, settings),
         files.create_router(database, settings),
         harvests.create_router(database, settings),

@@ -2,8 +2,7 @@
 
 A class stands here only if all of its requirements hold. Not here, and why: coordinate systems by
 reference (OGC API - Features, Part 2), since `crs` is that of the area asked for, and answers are
-in longitude, latitude; queryables as parameters of their own (Part 3); browseable (STAC API),
-since a collection leads to its items by one link `items`, not by a link for each.
+in longitude, latitude; queryables as parameters of their own (Part 3).
 """
 
 from __future__ import annotations
@@ -14,7 +13,10 @@ _STAC = "https://api.stacspec.org"
 _OGC = "http://www.opengis.net/spec"
 
 CONFORMANCE: tuple[str, ...] = (
-    *(f"{_STAC}/v1.0.0/{name}" for name in ("core", "collections", "ogcapi-features")),
+    *(
+        f"{_STAC}/v1.0.0/{name}"
+        for name in ("core", "browseable", "collections", "ogcapi-features")
+    ),
     f"{_STAC}/v1.0.0/item-search",
     *(f"{_OGC}/ogcapi-features-1/1.0/conf/{name}" for name in ("core", "geojson", "oas30")),
     # Extensions that both /search and /collections/{id}/items have. Of sort there are two

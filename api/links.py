@@ -124,13 +124,14 @@ class Base:
         return _spliced(content, before + quote(id, safe="").encode() + after)
 
     def with_collection_links(self, content: bytes, id: str) -> bytes:
-        """A collection with self, parent, root, items, and what the extensions ask for."""
+        """A collection with self, parent, root, items, a child that leads to them, and the rest."""
         here = self.collection(id)
         links = [
             {"rel": "self", "type": JSON, "href": here},
             self.link("parent"),
             self.link("root"),
             {"rel": "items", "type": GEOJSON, "href": f"{here}/items"},
+            {"rel": "child", "type": JSON, "href": f"{here}/browse", "title": f"Items of {id}"},
             *self.extension_links(here.removeprefix(self.url)),
         ]
         return _spliced(content, orjson.dumps(links)[1:-1])
