@@ -1,3 +1,4 @@
+import json
 import time
 from typing import Any
 
@@ -5,10 +6,13 @@ import numpy as np
 import orjson
 import pytest
 import shapely
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from shapely.geometry import mapping
 
 from firnline.api.area import MAX_VERTICES, Area, from_bbox, from_geojson
 from firnline.errors import BBoxError, GeometryError, InputError, TooLargeError
+from firnline.footprint import footprint
 
 
 def polygon(*ring: tuple[float, float]) -> dict[str, Any]:
@@ -258,3 +262,34 @@ class TestGeoJSON:
 
 def _lists(value: Any) -> Any:
     return orjson.loads(orjson.dumps(value))
+
+
+@given(
+    crs=st.sampled_from(["EPSG:3031", "EPSG:3413", "EPSG:32601", "EPSG:32660", "EPSG:32701"]),
+    corner=st.tuples(*[st.sampled_from([-100e3, -50e3, 0.0]) | st.floats(-2e6, 2e6)] * 2),
+    size=st.tuples(*[st.sampled_from([50e3, 100e3]) | st.floats(1e3, 1e6)] * 2),
+    angle=st.just(0.0) | st.floats(0, 90),
+)
+def test_every_footprint_is_an_area(
+    crs: str, corner: tuple[float, float], size: tuple[float, float], angle: float
+) -> None:
+    """Also with an edge along the pole, and parts on both sides of the antimeridian."""
+    x, y = corner
+    if not crs.endswith(("3031", "3413")):  # UTM zones beside the antimeridian
+        x, y = 300_000 + x / 10, 6e6 + y
+    square = shapely.affinity.rotate(shapely.box(x, y, x + size[0], y + size[1]), angle)
+    try:
+        outline = footprint(square, crs)
+    except GeometryError:
+        assume(False)
+    area = from_geojson(json.loads(json.dumps(mapping(outline))))
+    assert area.shape.is_valid
+    assert area.shape.symmetric_difference(outline).area <= 1e-12
+
+
+def test_an_edge_along_the_pole_does_not_stop_another_from_jumping() -> None:
+    beside = polygon((170, 80), (-170, 80), (-170, 90), (170, 90), (170, 80))
+    assert same(
+        from_geojson(beside),
+        shapely.union_all([shapely.box(170, 80, 180, 90), shapely.box(-180, 80, -170, 90)]),
+    )

@@ -1,23 +1,62 @@
-"""Searches against brute force over random polar items, an answer made without the database."""
+"""Searches against brute force, an answer made without the database.
+
+Over 10,000 random polar items, which are so many that pages are gathered, walked to, or looked for
+among the newest boxes; and over the cubes of ITS_LIVE's own catalog.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shapely
 from pyproj import Transformer
-from sqlalchemy import Engine
+from shapely.geometry import mapping
+from sqlalchemy import Connection, Engine
 
+from firnline.api.app import create_app
+from firnline.api.area import from_geojson
 from firnline.database import ItemRow
 from firnline.footprint import footprints
-from tests.api.conftest import Client, make_item, put
+from firnline.indexer.catalog import read_catalog
+from firnline.settings import Settings
+from tests.api.conftest import ENGINES, Client, make_item
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 POLAR = ["EPSG:3413", "EPSG:3031"]
+REPO = Path(__file__).parents[2]
+DATA = Path(os.environ.get("FIRNLINE_SHARED_DATA", REPO.parent / "shared" / "data"))
+Catalogs = Callable[[Iterable[ItemRow]], dict[str, Connection]]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The same items in memory and in both databases."""
+
+    rows: list[ItemRow]
+    engines: dict[str, Engine]
+    squares: dict[str, Any]
+    """The tiles in their own CRS, by id."""
+
+    @property
+    def outlines(self) -> Any:
+        return np.array([row.footprint for row in self.rows])
+
+    def ids(self, hit: Any) -> set[str]:
+        """Of the rows that a mask chooses."""
+        return {self.rows[n].id for n in np.flatnonzero(hit)}
+
+
+def found(client: Client, **body: Any) -> set[str]:
+    """Ids of all that match, in one page; no more is sent of the items."""
+    return set(client.posted_ids(fields={"include": ["id"]}, **body))
 
 
 def random_items(rng: np.random.Generator, count: int) -> tuple[list[ItemRow], dict[str, Any]]:
@@ -40,16 +79,39 @@ def random_items(rng: np.random.Generator, count: int) -> tuple[list[ItemRow], d
     return rows, squares
 
 
+def in_both(catalogs: Catalogs, rows: list[ItemRow], squares: dict[str, Any]) -> Catalog:
+    connections = catalogs(rows)
+    return Catalog(rows, {name: each.engine for name, each in connections.items()}, squares)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20180212)
 
 
-@pytest.fixture
-def items(engine: Engine, rng: np.random.Generator) -> tuple[list[ItemRow], dict[str, Any]]:
-    rows, squares = random_items(rng, 1_000)
-    put(engine, rows)
-    return rows, squares
+@pytest.fixture(scope="module")
+def items(catalogs: Catalogs) -> Catalog:
+    return in_both(catalogs, *random_items(np.random.default_rng(1), 10_000))
+
+
+@pytest.fixture(scope="module")
+def cubes(catalogs: Catalogs) -> Catalog:
+    path = DATA / "catalog_v02_2024.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    records, _ = read_catalog(path.read_bytes())
+    rows = [make_item(record.id, record.footprint) for record in records]
+    return in_both(catalogs, rows, {})
+
+
+@pytest.fixture(params=ENGINES)
+def client(request: pytest.FixtureRequest, items: Catalog, settings: Settings) -> Client:
+    return Client(create_app(settings, items.engines[request.param]))
+
+
+@pytest.fixture(params=ENGINES)
+def cubes_client(request: pytest.FixtureRequest, cubes: Catalog, settings: Settings) -> Client:
+    return Client(create_app(settings, cubes.engines[request.param]))
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> list[list[float]]:
@@ -65,80 +127,91 @@ def random_boxes(rng: np.random.Generator, count: int) -> list[list[float]]:
     return boxes
 
 
-def test_bbox(client: Client, items: Any, rng: np.random.Generator) -> None:
-    rows, _ = items
-    outlines = np.array([row.footprint for row in rows])
+def in_box(catalog: Catalog, bbox: list[float]) -> set[str]:
+    west, south, east, north = bbox
+    parts = [(west, east)] if west <= east else [(west, 180), (-180, east)]
+    boxes = [shapely.box(left, south, right, north) for left, right in parts]
+    hits = [shapely.intersects(catalog.outlines, box) for box in boxes]
+    return catalog.ids(np.logical_or.reduce(hits))
+
+
+def test_bbox(client: Client, items: Catalog, rng: np.random.Generator) -> None:
     crossing = matches = 0
-    for bbox in random_boxes(rng, 120):
+    for bbox in random_boxes(rng, 50):
         west, south, east, north = bbox
-        parts = [(west, east)] if west <= east else [(west, 180), (-180, east)]
-        hit = np.zeros(len(rows), bool)
-        for left, right in parts:
-            hit |= shapely.intersects(outlines, shapely.box(left, south, right, north))
-        expected = {row.id for row, found in zip(rows, hit, strict=True) if found}
-        assert set(client.posted_ids(bbox=bbox)) == expected
-        assert set(client.posted_ids(bbox=[west, south, -10, east, north, 9000])) == expected
+        expected = in_box(items, bbox)
+        assert found(client, bbox=bbox) == expected
+        assert found(client, bbox=[west, south, -10, east, north, 9000]) == expected
         crossing += west > east
         matches += len(expected)
-    assert crossing > 30
-    assert matches > 1000
+    assert crossing > 15
+    assert matches > 10_000
+
+
+def test_pages_of_a_place_and_a_time(
+    client: Client, items: Catalog, rng: np.random.Generator
+) -> None:
+    """Page by page all matches, the newest first, whichever way the pages are found."""
+    newest = sorted(items.rows, key=lambda row: (-row.end.timestamp(), row.id))
+    for bbox in random_boxes(rng, 12):
+        since = EPOCH + timedelta(microseconds=int(rng.integers(0, 10**15)))
+        inside = in_box(items, bbox)
+        expected = [row.id for row in newest if row.id in inside and row.end >= since]
+        text = ",".join(map(repr, bbox))
+        limit = 1 + len(expected) // 4
+        pages = client.pages("/search", bbox=text, datetime=f"{stamp(since)}/..", limit=limit)
+        assert [item["id"] for page in pages for item in page["features"]] == expected
 
 
 @pytest.mark.parametrize("crs", POLAR)
 @pytest.mark.parametrize("clockwise", [False, True])
 def test_intersects_in_the_plane_of_the_pole(
-    client: Client, items: Any, rng: np.random.Generator, crs: str, clockwise: bool
+    client: Client, items: Catalog, rng: np.random.Generator, crs: str, clockwise: bool
 ) -> None:
     """Circles on, around and beside the pole, decided in the projection where nothing is cut."""
-    rows, squares = items
+    names = [row.id for row in items.rows if row.id.startswith(crs[5:])]
+    squares = np.array([items.squares[name] for name in names])
     to_lonlat = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
     angle = np.linspace(0, 2 * np.pi, 721)[:-1]
     angle = angle[::-1] if clockwise else angle
     matches = 0
-    for _ in range(25):
+    for _ in range(12):
         x, y = rng.normal(0, 8e5, 2)
         radius = rng.uniform(5e4, 1.5e6)
         ring = np.column_stack([x + radius * np.cos(angle), y + radius * np.sin(angle)])
         lonlat = np.column_stack(to_lonlat.transform(*ring.T)).tolist()
         geometry = {"type": "Polygon", "coordinates": [[*lonlat, lonlat[0]]]}
-        found = set(client.posted_ids(intersects=geometry))
-        circle = shapely.Point(x, y)
-        for row in rows:
-            if row.id.startswith(crs[5:]):
-                square = squares[row.id]
-                gap = circle.distance(square) - radius
-                # Chords of the ring, in lon/lat, leave the circle by less than a kilometre.
-                if abs(gap) > 1_000:
-                    assert (row.id in found) == (gap < 0), (row.id, gap)
-                    matches += gap < 0
-    assert matches > 300
+        ids = found(client, intersects=geometry)
+        gap = shapely.distance(shapely.Point(x, y), squares) - radius
+        # Chords of the ring, in lon/lat, leave the circle by less than a kilometre.
+        sure = np.abs(gap) > 1_000
+        inside = {names[n] for n in np.flatnonzero(sure & (gap < 0))}
+        beyond = {names[n] for n in np.flatnonzero(sure & (gap > 0))}
+        assert inside <= ids
+        assert not beyond & ids
+        matches += len(inside)
+    assert matches > 3_000
 
 
-def test_lines_and_points(client: Client, items: Any, rng: np.random.Generator) -> None:
-    rows, _ = items
-    outlines = np.array([row.footprint for row in rows])
+def test_lines_and_points(client: Client, items: Catalog, rng: np.random.Generator) -> None:
     for _ in range(40):
         lon, lat = rng.uniform(-180, 180, 5), rng.choice([-1, 1]) * rng.uniform(60, 90, 5)
         lon = np.clip(lon[0] + (lon - lon[0]) / 3, -180, 180)  # no step beyond 180 degrees
         positions = np.column_stack([lon, lat])
         for shape in (shapely.LineString(positions), shapely.MultiPoint(positions)):
             geometry = {"type": shape.geom_type, "coordinates": positions.tolist()}
-            expected = {
-                row.id
-                for row, hit in zip(rows, shapely.intersects(outlines, shape), strict=True)
-                if hit
-            }
-            assert set(client.posted_ids(intersects=geometry)) == expected
+            expected = items.ids(shapely.intersects(items.outlines, shape))
+            assert found(client, intersects=geometry) == expected
 
 
 def stamp(instant: datetime | None) -> str:
     return ".." if instant is None else instant.isoformat().replace("+00:00", "Z")
 
 
-def test_datetime_overlap(client: Client, items: Any, rng: np.random.Generator) -> None:
-    rows, _ = items
+def test_datetime_overlap(client: Client, items: Catalog, rng: np.random.Generator) -> None:
+    rows = items.rows
     southern = {row.id for row in rows if row.footprint.bounds[1] <= -60}
-    for n in range(80):
+    for n in range(15):
         row = rows[int(rng.integers(len(rows)))]
         # exactly at an item's own ends, and a microsecond off
         off = timedelta(microseconds=int(rng.integers(-1, 2)))
@@ -151,15 +224,15 @@ def test_datetime_overlap(client: Client, items: Any, rng: np.random.Generator) 
             if (start is None or row.end >= start) and (end is None or row.start <= end)
         }
         text = f"{stamp(start)}/{stamp(end)}"
-        assert set(client.posted_ids(datetime=text)) == expected, text
-        south = client.posted_ids(datetime=text, bbox=[-180, -90, 180, -60])
-        assert set(south) == expected & southern
+        assert found(client, datetime=text) == expected, text
+        south = found(client, datetime=text, bbox=[-180, -90, 180, -60])
+        assert south == expected & southern
 
 
 def test_all_filters_together_and_get_equals_post(
-    client: Client, items: Any, rng: np.random.Generator
+    client: Client, items: Catalog, rng: np.random.Generator
 ) -> None:
-    rows, _ = items
+    rows = items.rows
     by_id = {row.id: row for row in rows}
     for bbox in random_boxes(rng, 30):
         west, south, east, north = bbox
@@ -187,3 +260,23 @@ def test_all_filters_together_and_get_equals_post(
                 )
                 == expected
             )
+
+
+def test_real_cubes(cubes_client: Client, cubes: Catalog, rng: np.random.Generator) -> None:
+    for bbox in random_boxes(rng, 60):
+        assert found(cubes_client, bbox=bbox) == in_box(cubes, bbox)
+
+
+def test_geometries_of_real_cubes_are_areas(cubes_client: Client, cubes: Catalog) -> None:
+    """What an item has as its geometry, a search takes as the same area."""
+    outlines = cubes.outlines
+    geometries = [json.loads(json.dumps(mapping(outline))) for outline in outlines]
+    for geometry, outline in zip(geometries, outlines, strict=True):
+        assert shapely.equals(from_geojson(geometry).shape, outline)
+    bounds = shapely.bounds(outlines)
+    special = np.flatnonzero((np.abs(bounds[:, [1, 3]]) > 89).any(axis=1) | (bounds[:, 0] == -180))
+    assert len(special) >= 10
+    for n in {*special.tolist(), *range(0, len(outlines), 25)}:
+        expected = cubes.ids(shapely.intersects(outlines, outlines[n]))
+        assert cubes.rows[n].id in expected
+        assert found(cubes_client, intersects=geometries[n]) == expected

@@ -99,3 +99,12 @@ def test_stac_api_validator_has_no_errors(deep: Judged, collection: str) -> None
 def test_the_mosaics_have_the_times_that_sorting_is_judged_by(deep: Judged) -> None:
     items = httpx.get(f"{deep.url}/collections/velocity-mosaics/items?limit=100").json()
     assert all(item["properties"]["datetime"] for item in items["features"])
+
+
+def test_the_geometry_of_every_item_finds_it(deep: Judged) -> None:
+    found = httpx.get(f"{deep.url}/search", params={"limit": 1000}).json()["features"]
+    assert len(found) > 10
+    for item in found:
+        body = {"intersects": item["geometry"], "limit": 1000}
+        page = httpx.post(f"{deep.url}/search", json=body).raise_for_status().json()
+        assert item["id"] in {each["id"] for each in page["features"]}
