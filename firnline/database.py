@@ -7,6 +7,7 @@ are written once (``firnline.api.query``) for both.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -279,16 +280,46 @@ def _put_postgresql(
 
 def _put_sqlite(connection: Connection, columns: Sequence[Sequence[Any]], footprints: Any) -> None:
     ids = list(zip(columns[0], columns[1], strict=True))
-    known = _keys(connection, ids)
+    known = _boxed(connection, ids)
     # This transaction is the only one that writes: keys can be given out beforehand, and boxes
     # be made without asking for them.
     free = (connection.scalar(select(func.max(items.c.key))) or 0) + 1
-    keys = {id: known[id] if id in known else free + n for n, id in enumerate(ids)}
-    written = list(zip(*columns, (keys[id] for id in ids), strict=True))
-    connection.exec_driver_sql(_PUT_SQLITE, written)
-    if known:
-        _delete_boxes(connection, list(known.values()))
-    _put_boxes(connection, [keys[id] for id in ids], columns[2], columns[3], footprints)
+    keys = [known[id][0] if id in known else free + n for n, id in enumerate(ids)]
+    places = zip(columns[2], columns[3], columns[8], strict=True)
+    moved = [
+        n
+        for n, (id, place) in enumerate(zip(ids, places, strict=True))
+        if id not in known or known[id][1:] != place
+    ]
+    connection.exec_driver_sql(_PUT_SQLITE, list(zip(*columns, keys, strict=True)))
+    if not moved:
+        return
+    replaced = [keys[n] for n in moved if ids[n] in known]
+    if replaced:
+        _delete_boxes(connection, replaced)
+    starts, ends = ([column[n] for n in moved] for column in columns[2:4])
+    _put_boxes(connection, [keys[n] for n in moved], starts, ends, footprints[moved])
+
+
+_BOXED = (
+    "SELECT id, key, CASE WHEN retired IS NULL THEN start_datetime END, end_datetime, footprint "
+    "FROM items WHERE collection = ? AND id IN (SELECT value FROM json_each(?))"
+)
+
+
+def _boxed(
+    connection: Connection, ids: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Of those items that there are: key, start and end (microseconds), footprint (WKB).
+
+    What is retired has no box, and so no start here. By collection, so that the index serves.
+    """
+    known: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for collection in {collection for collection, _ in ids}:
+        asked = json.dumps([id for other, id in ids if other == collection])
+        for id, *place in connection.exec_driver_sql(_BOXED, (collection, asked)):
+            known[collection, id] = tuple(place)
+    return known
 
 
 def _put_boxes(
@@ -317,18 +348,6 @@ def index_boxes(connection: Connection) -> None:
         keys, starts, ends, footprints = zip(*batch, strict=True)
         first, last = ([to_microseconds(at) for at in column] for column in (starts, ends))
         _put_boxes(connection, keys, first, last, shapely.from_wkb(footprints))
-
-
-def _keys(connection: Connection, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """Keys of those items that there are; by collection, so that the index serves."""
-    keys: dict[tuple[str, str], int] = {}
-    for collection in {collection for collection, _ in ids}:
-        chosen = select(items.c.id, items.c.key).where(
-            items.c.collection == collection,
-            items.c.id.in_([id for other, id in ids if other == collection]),
-        )
-        keys |= {(collection, id): key for id, key in connection.execute(chosen)}
-    return keys
 
 
 def delete_items(connection: Connection, collection: str, ids: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ def test_classes_are_spelt_as_others_spell_them(client: Client) -> None:
     assert {str(each.value) for each in SPELT} <= set(classes)
     assert {*filter.CONFORMANCE, *processes.CONFORMANCE} <= set(classes)
     assert len(classes) == len(set(classes))
-    for other in ("transaction", "browseable", "children", "ogcapi-features-2", "advanced-free"):
+    for other in ("transaction", "children", "ogcapi-features-2", "advanced-free"):
         assert not any(other in each for each in classes)
 
 
