@@ -12,7 +12,7 @@ from sqlalchemy import type_coerce as seen_as
 from firnline.api import buckets, counting
 from firnline.api.buckets import Answer, Interval
 from firnline.api.counting import Part
-from firnline.api.query import Search
+from firnline.api.searches import Search
 from firnline.api.summaries import TEXTS, Summaries, Values
 from firnline.properties import Listed, Number, Truth, Word
 from firnline.tables import items

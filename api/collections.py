@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select
 from firnline.api import paging, parameters
 from firnline.api.matched import Matched
 from firnline.api.paging import Place
-from firnline.api.query import Cursor, Search, Way
+from firnline.api.searches import Cursor, Search, Way
 from firnline.errors import NotFoundError
 from firnline.tables import collections
 

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import CTE, FromClause
 
 from firnline.api import query
-from firnline.api.query import Search, Shape, Way
+from firnline.api.searches import Search, Shape, Way
 from firnline.tables import items
 
 MOST_VALUES = 10_000

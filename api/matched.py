@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from firnline.api import boxes, query
-from firnline.api.query import Search, Shape, SortKey, Way, made_once
+from firnline.api.searches import Search, Shape, SortKey, Way, made_once
 from firnline.tables import LIVING, items
 
 EXACT = 6_000

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from firnline.api import matched, paging, query
 from firnline.api.matched import Matched, Plan
 from firnline.api.paging import Place
-from firnline.api.query import Cursor, Search, Way
+from firnline.api.searches import Cursor, Search, Way
 
 
 class Row(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from firnline.api.matched import Matched
-from firnline.api.query import Cursor, Search, Way
+from firnline.api.searches import Cursor, Search, Way
 from firnline.errors import TokenError
 from firnline.tables import to_microseconds
 

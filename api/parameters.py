@@ -2,7 +2,7 @@
 
 What a caller wrote is checked here, once, and every refusal names the parameter and says what it
 takes. A GET is read into the body that a POST would have had; behind this door there are only
-:class:`firnline.api.query.Search` objects.
+:class:`firnline.api.searches.Search` objects.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from stac_fastapi.types.search import APIRequest
 from starlette.requests import Request
 
-from firnline.api import area, filter, query
+from firnline.api import area, filter, searches
 from firnline.api.fields import Fields
 from firnline.api.filter_nodes import Node
 from firnline.api.instants import parse_datetime
-from firnline.api.query import Search, SortKey
+from firnline.api.searches import MAX_LIMIT, Search, SortKey
 from firnline.crs import crs_code, parse_crs
 from firnline.errors import BBoxError, CRSError, GeometryError, InputError, TooLargeError
 from firnline.properties import is_name
@@ -49,9 +49,7 @@ _DATETIME = Query(
     "side with '..'.",
     examples=["2018-01-01T00:00:00Z/.."],
 )
-_LIMIT = Query(
-    ge=1, description=f"Items in a page; at most {query.MAX_LIMIT:,}, more is taken for that."
-)
+_LIMIT = Query(ge=1, description=f"Items in a page; at most {MAX_LIMIT:,}, more is taken for that.")
 _TOKEN = Query(description="Taken from a `next` link.")
 _COLLECTIONS = Query(description="Only items of these collections, comma-separated.")
 _IDS = Query(description="Only items with these ids, comma-separated.")
@@ -103,7 +101,8 @@ _COLLECTION_Q = Query(
     examples=["mosaic,time series"],
 )
 _COLLECTION_LIMIT = Query(
-    ge=1, description=f"Collections in a page; at most {query.MAX_LIMIT:,}, more is taken for that."
+    ge=1,
+    description=f"Collections in a page; at most {MAX_LIMIT:,}, more is taken for that.",
 )
 _SEARCH: dict[str, Any] = {
     "collections": ["itslive-cubes"],
@@ -138,7 +137,7 @@ class MatchParameters(APIRequest):
 class SearchParameters(MatchParameters):
     """Query of GET /search (STAC API - Item Search and its extensions)."""
 
-    limit: Annotated[int, _LIMIT] = attr.ib(default=query.DEFAULT_LIMIT)
+    limit: Annotated[int, _LIMIT] = attr.ib(default=searches.DEFAULT_LIMIT)
     sortby: Annotated[str | None, _SORTBY] = attr.ib(default=None)
     fields: Annotated[str | None, _FIELDS] = attr.ib(default=None)
     token: Annotated[str | None, _TOKEN] = attr.ib(default=None)
@@ -231,7 +230,7 @@ class SearchBody(MatchBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_SEARCH]})
 
-    limit: int | None = Field(query.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
+    limit: int | None = Field(searches.DEFAULT_LIMIT, ge=1, description=_LIMIT.description)
     sortby: list[SortField] | None = Field(None, description=_SORTBY.description)
     fields: FieldNames = Field(default_factory=FieldNames, description=_FIELDS.description)
     token: str | None = Field(None, description=_TOKEN.description)
@@ -263,11 +262,13 @@ def as_body(given: Mapping[str, Any], body: type[Body]) -> Body:
 
 def normalised(asked: SearchBody) -> Search:
     """The normal form of a search."""
-    limit = query.DEFAULT_LIMIT if asked.limit is None else asked.limit
+    limit = searches.DEFAULT_LIMIT if asked.limit is None else asked.limit
     return replace(
         matching(asked),
         order=_order(asked.sortby or []),
-        limit=min(limit, query.MAX_LIMIT),  # OGC API - Features, /req/core/limit-response: no error
+        limit=min(
+            limit, searches.MAX_LIMIT
+        ),  # OGC API - Features, /req/core/limit-response: no error
     )
 
 
@@ -350,7 +351,7 @@ def _order(keys: Sequence[SortField]) -> tuple[SortKey, ...]:
         if not is_name(name) or not _is_unicode(name):
             raise InputError(f"sortby: {name[:80]!r} can't be the name of a property")
         order.append(SortKey(name, key.direction == "desc"))
-    return tuple(order) or query.NEWEST
+    return tuple(order) or searches.NEWEST
 
 
 def _sort_fields(text: str) -> list[dict[str, str]]:

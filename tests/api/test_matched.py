@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from firnline.api import matched
 from firnline.api.area import from_geojson
 from firnline.api.matched import SAMPLE, Trial, choose
-from firnline.api.query import Search, Way
+from firnline.api.searches import Search, Way
 from firnline.database import ItemRow, reading, retire_items, writing
 from tests.api.conftest import CUBES, Client, box, make_item, put
 

@@ -12,7 +12,7 @@ from firnline.api import paging
 from firnline.api.app import create_app
 from firnline.api.matched import Matched
 from firnline.api.paging import Place
-from firnline.api.query import Cursor, Search, Way
+from firnline.api.searches import Cursor, Search, Way
 from firnline.database import ItemRow, retire_items, writing
 from firnline.errors import TokenError
 from firnline.settings import Settings

@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from firnline.api import query
 from firnline.api.area import from_bbox
-from firnline.api.query import NEWEST, Cursor, Search, SortKey, Way
+from firnline.api.searches import NEWEST, Cursor, Search, SortKey, Way
 
 DIALECTS = {"sqlite": sqlite.dialect(), "postgresql": postgresql.dialect()}
 AFTER = Cursor((datetime(2020, 1, 1, tzinfo=UTC),), "itslive-cubes", "x")

@@ -23,7 +23,7 @@ from shapely.geometry import MultiPolygon, Point, box
 from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Connection, Engine, func, insert, inspect, literal, select, text
 
-from firnline.api import query
+from firnline.api import query, searches
 from firnline.database import (
     ItemRow,
     connect,
@@ -365,8 +365,8 @@ def test_a_count_reads_no_item(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
     with reading(engine) as connection:
         for statement in (
-            query.count(query.Shape(), "sqlite"),
-            query.page(query.Shape(), query.Way.WALK, "sqlite"),
+            query.count(searches.Shape(), "sqlite"),
+            query.page(searches.Shape(), searches.Way.WALK, "sqlite"),
         ):
             compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}").all()
