@@ -146,5 +146,6 @@ def days(instant: datetime) -> float:
 
 
 def instant(days: float) -> datetime:
-    """The instant that the R*Tree has so."""
-    return datetime(2000, 1, 1, tzinfo=UTC) + timedelta(days=days)
+    """The instant that the R*Tree has so, or the last of the calendar where it rounded beyond."""
+    start = datetime(2000, 1, 1, tzinfo=UTC)
+    return start + min(timedelta(days=days), datetime.max.replace(tzinfo=UTC) - start)

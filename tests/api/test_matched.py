@@ -12,7 +12,7 @@ import shapely
 from sqlalchemy import Engine
 
 from firnline.api import matched
-from firnline.api.area import from_geojson
+from firnline.api.area import from_bbox, from_geojson
 from firnline.api.matched import SAMPLE, Trial, choose
 from firnline.api.searches import Search, Way
 from firnline.database import ItemRow, reading, retire_items, writing
@@ -126,3 +126,18 @@ def test_of_many_boxes_the_newest_are_looked_at(
     first = client.get("/search", limit=5, **asked)
     assert abs(first["numberMatched"] - len(truth)) <= 1.5 * first["firnline:numberMatchedError"]
     assert client.ids(limit=5, **asked) == truth
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_boxes_at_the_end_of_the_calendar(
+    client: Client, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The R*Tree rounds their ends beyond it."""
+    monkeypatch.setattr(matched, "EXACT", 10)
+    last = datetime.max.replace(tzinfo=UTC)
+    put(engine, [make_item(f"i{n:03d}", box(0, 0, 1, 1), EPOCH, last) for n in range(60)])
+    put(engine, [make_item(f"j{n:04d}", box(9, 9, 10, 10), EPOCH, last) for n in range(3_000)])
+    with reading(engine) as connection:
+        plan = choose(connection, Search(area=from_bbox([0, 0, 1, 1]), limit=5))
+    assert plan.since == last
+    assert client.ids(bbox="0,0,1,1", limit=5) == [f"i{n:03d}" for n in range(60)]
