@@ -101,6 +101,7 @@ class TestLanding:
             "parent": f"{BASE}/",
             "root": f"{BASE}/",
             "items": f"{BASE}/collections/{CUBES}/items",
+            "child": f"{BASE}/collections/{CUBES}/browse",
             **{
                 rel: f"{BASE}/collections/{CUBES}/{rel.rpartition('/')[2]}"
                 for rel in (REL_QUERYABLES, REL_SORTABLES, "aggregations", "aggregate")
