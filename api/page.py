@@ -21,8 +21,8 @@ from firnline.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 POLICY = (
-    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 """Content-Security-Policy of the page: nothing from elsewhere, nothing inline."""
 _TYPES = {

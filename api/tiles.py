@@ -26,7 +26,7 @@ from starlette.responses import Response
 from firnline.api import parameters
 from firnline.api.conditional import not_modified
 from firnline.api.grids import GRIDS, grid
-from firnline.api.links import JSON, JSONBytes
+from firnline.api.links import JSONBytes
 from firnline.cache.products import FILES_ROOT
 from firnline.cache.renders import render_of
 from firnline.database import get_item, reading
@@ -234,7 +234,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
     def get_colormap(name: Annotated[str, Path(description="As turbo")]) -> Response:
         """256 colours as [red, green, blue, alpha], 0 to 255, for colour bars."""
         colours = _colours(name)
-        return JSONBytes(orjson.dumps([colours[n] for n in range(256)]), media_type=JSON)
+        return JSONBytes(orjson.dumps([list(map(int, colours[n])) for n in range(256)]))
 
     return router
 

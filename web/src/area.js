@@ -45,7 +45,7 @@ export function createArea(atlas, changed) {
     $("area-text").textContent = `${area.name ?? (area.geometry ? "Polygon" : "Box")}, ${size}, ${crs === "OGC:CRS84" ? "longitude and latitude" : crs}`;
     $("crs").value = crs;
     ["west", "south", "east", "north"].forEach((id, n) => ($(id).value = bbox[n]));
-    if (fit && !atlas.fit(bbox, crs, 100)) {
+    if (fit && !atlas.fit(bbox, crs)) {
       const middle = moved([(bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2], crs, "EPSG:4326");
       const name = middle[1] > 50 ? "arctic" : middle[1] < -55 ? "antarctic" : "world";
       atlas.open(name, { box: bbox, crs });
@@ -102,6 +102,7 @@ export function createArea(atlas, changed) {
       $("area-text").textContent = "Four numbers are needed, west less than east and south less than north.";
       return;
     }
+    $("by-coordinates").open = false;
     set({ crs: $("crs").value, bbox }, { fit: true });
   });
   $("upload").addEventListener("change", async () => {

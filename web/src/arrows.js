@@ -94,6 +94,6 @@ function arrow([x, y], angle, length) {
     y + Math.sin(angle) * along + Math.sin(angle + turn) * (turn ? size : 0),
   ];
   const [tail, tip] = [point(-length / 2), point(length / 2)];
-  const head = [-2.6, 2.6].map((turn) => point(length / 2, turn, length * 0.36));
+  const head = [-2.6, 2.6].map((turn) => point(length / 2, turn, length * 0.3));
   return [[tail, tip], [head[0], tip, head[1]]];
 }

@@ -31,7 +31,7 @@ export function createMap() {
   function open(name, place) {
     const before = atlas.view;
     const centre = before && moved(map.getView().getCenter(), before.code, "EPSG:4326");
-    const resolution = map.getView().getResolution();
+    const ground = before && centre && map.getView().getResolution() * shrunk(before, centre);
     atlas.view = VIEWS[name];
     atlas.name = name;
     map.setView(
@@ -50,18 +50,18 @@ export function createMap() {
       button.setAttribute("aria-pressed", String(button.dataset.view === name));
     }
     for (const part of parts) part.show(atlas.view);
-    if (!place && centre && resolution < 3000 && atlas.view.shows(centre[1])) {
+    if (!place && ground < 3000 && atlas.view.shows(centre[1])) {
       map.getView().setCenter(moved(centre, "EPSG:4326", atlas.view.code));
-      map.getView().setResolution(resolution);
+      map.getView().setResolution(ground / shrunk(atlas.view, centre));
     } else if (!place || !fit(place.box, place.crs)) whole();
   }
 
   /** Show a box of some CRS; false if it has no place in this view. */
-  function fit(box, crs, maxZoomOut = 0) {
+  function fit(box, crs) {
     const middle = moved([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2], crs, "EPSG:4326");
     if (!atlas.view.shows(middle[1])) return false;
     const [ring] = outline(box, crs, atlas.view.code);
-    map.getView().fit(bounds(ring), { padding: [50, 50, 50, 50], minResolution: Math.max(20, maxZoomOut) });
+    map.getView().fit(bounds(ring), { padding: [60, 60, 60, 60], minResolution: 15 });
     return true;
   }
 
@@ -76,3 +76,6 @@ export function createMap() {
   onColourScheme(() => map.getLayers().forEach((layer) => layer.changed()));
   return atlas;
 }
+
+/** Metres on the ground of a metre of the view: Mercator's are short far from the equator. */
+const shrunk = ({ code }, [, lat]) => (code === "EPSG:3857" ? Math.cos((lat * Math.PI) / 180) : 1);

@@ -14,8 +14,11 @@ import { createSeries } from "./series.js";
 
 const atlas = createMap();
 const series = createSeries(atlas);
-const look = createLook(atlas, () => series.close());
-const job = createJob((subset) => look.open(subset, { fit: false }));
+const look = createLook(atlas, () => {
+  series.close();
+  $("look").scrollIntoView({ block: "start" });
+});
+const job = createJob((subset) => look.open(subset));
 const ask = createAsk((status) => job.follow(status));
 const area = createArea(atlas, (chosen) => ask.set(chosen));
 

@@ -7,10 +7,14 @@ const HALF = 4194304; // of the polar tile grids (EPSG3413, EPSG3031), in metres
 const polar = [-HALF, -HALF, HALF, HALF];
 const mercator = 20037508.342789244;
 
-proj4.defs({
-  "EPSG:3413": "+proj=stere +lat_0=90 +lat_ts=70 +lon_0=-45 +x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs",
-  "EPSG:3031": "+proj=stere +lat_0=-90 +lat_ts=-71 +lon_0=0 +x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs",
-});
+proj4.defs(
+  "EPSG:3413",
+  "+proj=stere +lat_0=90 +lat_ts=70 +lon_0=-45 +x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs",
+);
+proj4.defs(
+  "EPSG:3031",
+  "+proj=stere +lat_0=-90 +lat_ts=-71 +lon_0=0 +x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs",
+);
 for (let zone = 1; zone <= 60; zone++) {
   const two = String(zone).padStart(2, "0");
   proj4.defs(`EPSG:326${two}`, `+proj=utm +zone=${zone} +datum=WGS84 +units=m +no_defs`);

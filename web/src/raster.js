@@ -66,7 +66,7 @@ async function legend({ item, key, low, high, colormap, log }) {
   const value = (share) => (log ? low * (high / low) ** share : low + (high - low) * share);
   $("legend")
     .querySelector(".ticks")
-    .replaceChildren(...shares.map((share) => element("span", {}, number(Number(value(share).toPrecision(2))))));
+    .replaceChildren(...shares.map((share) => element("span", {}, number(Number(value(share).toPrecision(3))))));
   $("legend").hidden = false;
   const colours = await get(`colormaps/${colormap}`);
   const context = $("legend").querySelector("canvas").getContext("2d");

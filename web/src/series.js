@@ -84,10 +84,12 @@ export function createSeries(atlas) {
     asked?.abort();
     draw();
     mark(atlas.view);
-    $("map").focus();
   }
 
-  $("series-close").addEventListener("click", close);
+  $("series-close").addEventListener("click", () => {
+    close();
+    $("map").focus();
+  });
   addEventListener("resize", () => plot?.setSize({ width: $("plot").clientWidth, height: HEIGHT }));
   addEventListener("keydown", (event) => event.key === "Escape" && !$("series").hidden && close());
   onColourScheme(draw);
