@@ -15,8 +15,7 @@ const ORANGE = "#e0852b";
 export function createArea(atlas, changed) {
   const source = new VectorSource();
   const style = new Style({
-    stroke: new Stroke({ color: ORANGE, width: 2.5 }),
-    fill: new Fill({ color: "rgba(224,133,43,0.06)" }),
+    stroke: new Stroke({ color: ORANGE, width: 2.5 }), // no fill: it would tint the maps below
     image: new Circle({ radius: 5, fill: new Fill({ color: ORANGE }) }),
   });
   const layer = new VectorLayer({ source, style, zIndex: 5 });

@@ -50,7 +50,7 @@ export function createMap() {
       button.setAttribute("aria-pressed", String(button.dataset.view === name));
     }
     for (const part of parts) part.show(atlas.view);
-    if (!place && ground < 3000 && atlas.view.shows(centre[1])) {
+    if (!place && ground && ground < 3000 && atlas.view.shows(centre[1])) {
       map.getView().setCenter(moved(centre, "EPSG:4326", atlas.view.code));
       map.getView().setResolution(ground / shrunk(atlas.view, centre));
     } else if (!place || !fit(place.box, place.crs)) whole();
