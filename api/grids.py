@@ -36,7 +36,7 @@ def grid(name: str) -> TileMatrixSet:
     if name == "WebMercatorQuad":
         world: TileMatrixSet = morecantile.tms.get(name)
         return world
-    return morecantile.TileMatrixSet.custom(
+    polar: TileMatrixSet = morecantile.TileMatrixSet.custom(
         [-HALF_WIDTH, -HALF_WIDTH, HALF_WIDTH, HALF_WIDTH],
         CRS.from_epsg(int(name.removeprefix("EPSG"))),
         id=name,
@@ -44,3 +44,4 @@ def grid(name: str) -> TileMatrixSet:
         minzoom=0,
         maxzoom=DEEPEST,
     )
+    return polar
