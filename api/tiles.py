@@ -1,17 +1,13 @@
 """Maps of subsets as pictures and numbers: tiles, previews, values at a point.
 
 ``/collections/subsets/items/{id}/assets/{cog_...}/tiles/{grid}/{z}/{x}/{y}.png``, ``/preview.png``
-and ``/point/{lon},{lat}``. Which file is read comes from the item that the database has, never
-from the caller: an asset that is no Cloud-Optimised GeoTIFF of a published subset is not there.
+and ``/point/{lon},{lat}``, their grids and colours. Which file is read is for
+:mod:`firnline.api.maps` to say, never for the caller.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path as FilePath
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import attr
@@ -27,11 +23,10 @@ from firnline.api import parameters
 from firnline.api.conditional import not_modified
 from firnline.api.grids import GRIDS, grid
 from firnline.api.links import JSONBytes
-from firnline.cache.products import FILES_ROOT
-from firnline.cache.renders import render_of
-from firnline.database import get_item, reading
-from firnline.errors import InputError, NotFoundError
-from firnline.items import COG, SUBSETS
+from firnline.api.maps import Maps
+from firnline.api.painting import RENDITION, Style, colours_of
+from firnline.errors import NotFoundError
+from firnline.items import SUBSETS
 from firnline.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +35,6 @@ if TYPE_CHECKING:
 
 PNG = "image/png"
 LARGEST_PREVIEW = 2048
-_RENDITION = 1  # part of the ETags: raised when the same map would look otherwise
 
 _Band = Annotated[
     int | None, Query(ge=1, description="Which period: the band, from 1. Default: see `renders`.")
@@ -90,29 +84,6 @@ class TileParameters(APIRequest):
     stretch: _Stretch = attr.ib(default="linear")
 
 
-@dataclass(frozen=True)
-class Map:
-    """A map of a subset: its file and what the item says of it."""
-
-    key: str
-    generation: str
-    file: FilePath
-    asset: Mapping[str, Any]
-
-    @contextmanager
-    def reader(self) -> Iterator[Reader]:
-        """Open the file; opening takes 2 ms, less than keeping handles apart by thread is worth."""
-        from rasterio.errors import RasterioIOError
-        from rio_tiler.io import Reader
-
-        try:
-            opened = Reader(str(self.file))
-        except RasterioIOError as error:
-            raise NotFoundError(f"the file of {self.key} is no longer stored") from error
-        with opened as reader:
-            yield reader
-
-
 def create_router(engine: Engine, settings: Settings) -> APIRouter:
     """The routes of maps."""
     router = APIRouter(tags=["Maps"])
@@ -122,38 +93,24 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         "responses": {200: {"description": "The picture", "content": {PNG: {}}}},
     }
 
-    def find(item_id: str, asset: str) -> Map:
-        id = parameters.stored_text(item_id)
-        with reading(engine) as connection:
-            content = get_item(connection, SUBSETS, id)
-        if content is None:
-            raise NotFoundError(f"there is no subset {item_id[:80]!r}")
-        assets = orjson.loads(content)["assets"]
-        maps = [key for key, each in assets.items() if each.get("type") == COG]
-        if asset not in maps:
-            raise NotFoundError(
-                f"subset {id} has no map {asset[:40]!r}; it has: {', '.join(maps) or 'none'}"
-            )
-        place = str(assets[asset]["href"]).removeprefix(f"{FILES_ROOT}/")
-        file = settings.cache_dir / "subsets" / place
-        return Map(asset, place.split("/")[1], file, assets[asset])
+    maps = Maps(engine, settings)
 
     def answer(
         request: Request,
         asked: PreviewParameters | TileParameters,
         image: Callable[[Reader, int], ImageData],
     ) -> Response:
-        chosen = find(asked.item_id, asked.asset)
+        chosen = maps.find(asked.item_id, asked.asset)
         headers = {
             "Cache-Control": "no-cache",  # a refreshed subset has the same address
-            "ETag": f'"{chosen.generation}-{_RENDITION}"',
+            "ETag": f'"{chosen.generation}-{RENDITION}"',
         }
         reply = Response(headers=headers, media_type=PNG)
         known = not_modified(request.headers, reply)
         if known is not None:
             return known
-        style = _Style.of(asked, chosen)
-        with chosen.reader() as reader:
+        style = Style.of(asked, chosen.key, chosen.asset)
+        with maps.reader(chosen) as reader:
             content = style.painted(image(reader, style.band))
         return Response(content, headers=headers, media_type=PNG)
 
@@ -209,9 +166,9 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         """The pixel's value in each period; null where it has none."""
         from rio_tiler.errors import PointOutsideBounds
 
-        chosen = find(item_id, asset)
+        chosen = maps.find(item_id, asset)
         bands = chosen.asset["bands"]
-        with chosen.reader() as reader:
+        with maps.reader(chosen) as reader:
             try:
                 point = reader.point(lon, lat)
             except PointOutsideBounds:
@@ -233,82 +190,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
     @router.get("/colormaps/{name}", summary="The colours of a colour map")
     def get_colormap(name: Annotated[str, Path(description="As turbo")]) -> Response:
         """256 colours as [red, green, blue, alpha], 0 to 255, for colour bars."""
-        colours = _colours(name)
+        colours = colours_of(name)
         return JSONBytes(orjson.dumps([list(map(int, colours[n])) for n in range(256)]))
 
     return router
-
-
-@dataclass(frozen=True)
-class _Style:
-    """What a picture is painted with."""
-
-    band: int
-    low: float
-    high: float
-    log: bool
-    colours: dict[int, tuple[int, int, int, int]]
-
-    @classmethod
-    def of(cls, asked: PreviewParameters | TileParameters, chosen: Map) -> _Style:
-        """What was asked for; the rest as in the item's ``renders``."""
-        render = render_of(chosen.key, chosen.asset)
-        count = len(chosen.asset["bands"])
-        band = render["bidx"][0] if asked.bidx is None else asked.bidx
-        if band > count:
-            raise InputError(f"bidx {band}: {chosen.key} has {count}, from 1")
-        low, high = render["rescale"][0]
-        if asked.rescale is not None:
-            low, high = _range(asked.rescale)
-        if asked.stretch not in ("linear", "log"):
-            raise InputError(f"stretch {asked.stretch[:40]!r}: accepted are linear and log")
-        log = asked.stretch == "log"
-        if log and low <= 0:
-            if asked.rescale is not None or low < 0:
-                raise InputError("stretch log needs a positive range: give rescale, as 1,500")
-            low = high / 1e3
-        return cls(band, low, high, log, _colours(asked.colormap_name or render["colormap_name"]))
-
-    def painted(self, image: ImageData) -> bytes:
-        """A PNG; clear where there is no value."""
-        from rio_tiler.utils import render
-
-        values = np.ma.filled(image.array[0].astype("f4"), np.nan)
-        low, high = self.low, self.high
-        if self.log:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values = np.log10(np.maximum(values, low))
-            low, high = math.log10(low), math.log10(high)
-        there = np.isfinite(values)
-        shade = np.clip((np.where(there, values, low) - low) * (255 / (high - low)), 0, 255)
-        return bytes(
-            render(
-                np.rint(shade).astype("u1")[None],
-                mask=there.astype("u1") * 255,
-                img_format="PNG",
-                colormap=self.colours,
-                zlevel=1,  # a third of the time of the default, for a tenth more bytes
-            )
-        )
-
-
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise InputError("rescale takes two numbers, the lesser first, as 0,500")
-    return low, high
-
-
-def _colours(name: str) -> dict[int, tuple[int, int, int, int]]:
-    from rio_tiler.colormap import cmap
-
-    if name not in cmap.list():
-        raise InputError(
-            f"colour map {name[:40]!r} is not known; accepted are matplotlib's in small letters, "
-            "as turbo, viridis, magma_r, rdbu_r"
-        )
-    colours: dict[int, tuple[int, int, int, int]] = cmap.get(name)  # type: ignore[assignment]
-    return colours  # none of matplotlib's is in the other forms that it may have
