@@ -17,6 +17,7 @@ import orjson
 from sqlalchemy import Engine
 
 from firnline.api import parameters
+from firnline.cache.eviction import touch
 from firnline.cache.products import FILES_ROOT
 from firnline.database import get_item, reading
 from firnline.errors import NotFoundError
@@ -72,6 +73,7 @@ class Maps:
             raise NotFoundError(
                 f"subset {id} has no map {asset[:40]!r}; it has: {', '.join(maps) or 'none'}"
             )
+        touch(self._engine, id)
         place = str(assets[asset]["href"]).removeprefix(f"{FILES_ROOT}/")
         return Map(asset, place.split("/")[1], self._root / place, assets[asset])
 
