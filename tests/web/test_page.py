@@ -19,7 +19,10 @@ from PIL import Image
 from pyproj import Transformer
 from shapely.geometry import box
 
+from firnline import keys
+from firnline.cache import jobs
 from firnline.cache.opening import subset_folder
+from firnline.service import Service
 
 to_metres = Transformer.from_crs(4326, 3413, always_xy=True)
 INSIDE = (-172_000, -2_282_000, -168_000, -2_278_000)  # where four cubes meet
@@ -48,13 +51,13 @@ def pairs_of(sample: Any, area: tuple[float, ...], first: str, last: str) -> tup
     return found, cubes
 
 
-def go_to(page: Any, area: tuple[float, ...]) -> None:
+def go_to(page: Any, area: tuple[float, ...], told: str = "image pairs in") -> None:
     page.click("text=By coordinates")
     page.select_option("#crs", "EPSG:3413")
     for id, value in zip(("west", "south", "east", "north"), area, strict=True):
         page.fill(f"#{id}", str(value))
     page.click("#use-coordinates")
-    page.wait_for_selector("#estimate:has-text('image pairs in')")
+    page.wait_for_selector(f"#estimate:has-text('{told}')")
 
 
 def estimated(page: Any) -> tuple[int, int]:
@@ -228,3 +231,31 @@ def test_the_keyboard_is_enough(open_page: Any, served: Any) -> None:
     assert all(named), named
     assert named[0] == "Skip to the form"
     assert {"Box", "Polygon", "This view", "Arctic"} <= set(named)
+
+
+def test_a_key_and_a_job_that_is_stopped(sample: Any, browser: Any, tmp_path: Path) -> None:
+    """Of cubes that were not read: no pairs are made up. The browser asks for the key."""
+    settings = sample.settings(tmp_path / "data", anonymous_scopes=("read",))
+    with Service(settings, port=0, worker=False, harvest=False) as service:
+        _, key = keys.add(service.engine, "someone", ["materialise"])
+        for given, told in [
+            ("not the key", "#estimate:has-text('API key is not valid here')"),
+            (key, "#job-message:has-text('0 %: waiting')"),
+        ]:
+            credentials = {"username": "any", "password": given}  # typed where Chromium asks
+            page = browser.new_context(http_credentials=credentials).new_page()
+            page.goto(f"{service.url}/map")
+            go_to(page, INSIDE, "not known before a deep harvest")
+            assert re.match("Image pairs of 4 cubes that", page.inner_text("#estimate"))
+            assert not page.is_visible("#months")
+            first, last = period(page)
+            months = np.datetime64(last, "M") - np.datetime64(first, "M")
+            assert months.astype(int) == 35
+            page.click("button.primary")
+            page.wait_for_selector(told)
+        page.click("#job-cancel")
+        page.wait_for_selector("#job-message:has-text('Stopped.')")
+        (job,) = jobs.recent(service.engine, 10)
+        assert job.status == "dismissed"
+        for context in browser.contexts:
+            context.close()

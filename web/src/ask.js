@@ -38,13 +38,13 @@ export function createAsk(started) {
     const pairs = period.pairs();
     const { shape, cubes, unread } = found;
     const size = $("keep-pairs").checked ? shape.x * shape.y * pairs * VARIABLES * BYTES : 0;
-    const parts = [
-      `${number(pairs)} image pairs in ${cubes.length} ${cubes.length === 1 ? "cube" : "cubes"}`,
-      `${number(shape.x)} × ${number(shape.y)} pixels`,
-    ];
-    if (size) parts.push(`at most ${bytes(size)} before compression`);
-    if (unread.length) parts.push(`the pairs of ${unread.length} more cubes are not known yet`);
-    $("estimate").textContent = `${parts.join(", ")}.`;
+    const counted = cubes.length - unread.length;
+    const parts = [`${number(shape.x)} × ${number(shape.y)} pixels`];
+    if (counted) parts.unshift(`${number(pairs)} image pairs in ${plural(counted)}`);
+    if (unread.length) parts.unshift(`image pairs of ${plural(unread.length)} that are not known before a deep harvest`);
+    else if (size) parts.push(`at most ${bytes(size)} before compression`);
+    const text = parts.join(", ");
+    $("estimate").textContent = `${text[0].toUpperCase()}${text.slice(1)}.`;
   }
 
   const satellites = () => $("satellites").value.toUpperCase().split(/[\s,;]+/).filter(Boolean);
@@ -85,6 +85,8 @@ export function createAsk(started) {
     },
   };
 }
+
+const plural = (cubes) => `${cubes} ${cubes === 1 ? "cube" : "cubes"}`;
 
 function shown(error) {
   if (!(error instanceof ServiceError)) throw error;

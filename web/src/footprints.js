@@ -7,7 +7,8 @@ import { $, debounced, isDark, number } from "./dom.js";
 import { moved } from "./projections.js";
 import { ServiceError, get } from "./service.js";
 
-const MOST = 1000;
+const PAGE = 1000;
+const MOST = 5000;
 const FIELDS = "id,geometry,properties.itslive:granule_count,-assets,-links";
 
 export function createFootprints(atlas) {
@@ -31,18 +32,24 @@ export function createFootprints(atlas) {
     const { code, extent } = atlas.view;
     const seen = atlas.map.getView().calculateExtent();
     const box = seen.map((each, n) => (n < 2 ? Math.max(each, extent[n]) : Math.min(each, extent[n])));
-    const query = { collections: "itslive-cubes", limit: MOST, fields: FIELDS };
+    const query = { collections: "itslive-cubes", limit: PAGE, fields: FIELDS };
     const degrees = () => [...moved(box.slice(0, 2), code, "EPSG:4326"), ...moved(box.slice(2), code, "EPSG:4326")];
     const where =
       code === "EPSG:3857" ? { bbox: degrees() } : { bbox: box.map(Math.round), "bbox-crs": code };
     try {
-      const found = await get("search", { ...query, ...where }, { signal: asked.signal });
-      const features = new GeoJSON().readFeatures(found, { featureProjection: code });
-      source.clear();
-      source.addFeatures(features);
-      const rest = found.numberMatched - features.length;
-      $("hint").textContent =
-        rest > 0 ? `${number(features.length)} of ${number(found.numberMatched)} cubes are shown: zoom in for the others` : "";
+      let token; // of the next page
+      let shown = 0;
+      do {
+        const found = await get("search", { ...query, ...where, token }, { signal: asked.signal });
+        const features = new GeoJSON().readFeatures(found, { featureProjection: code });
+        if (!token) source.clear();
+        source.addFeatures(features);
+        shown += features.length;
+        const next = found.links.find(({ rel }) => rel === "next");
+        token = next && new URL(next.href).searchParams.get("token");
+        $("hint").textContent =
+          token && shown >= MOST ? `${number(shown)} of ${number(found.numberMatched)} cubes are shown: zoom in for the others` : "";
+      } while (token && shown < MOST);
     } catch (error) {
       if (error.name === "AbortError") return;
       $("hint").textContent = error instanceof ServiceError ? error.message : "The footprints can't be shown.";

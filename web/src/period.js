@@ -2,6 +2,7 @@
 import { $ } from "./dom.js";
 
 const DEFAULT_MONTHS = 36;
+const FIRST = "1985-01"; // of the record, roughly, where nothing is known
 const NAMES = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /** Calls `changed` when the period does. */
@@ -12,9 +13,10 @@ export function createPeriod(changed) {
   /** Show what an estimate counted; the period that is chosen stays where it can. */
   function show(counts) {
     const before = months.length ? interval() : null;
-    months = everyMonth(Object.keys(counts)).map((name) => [name, counts[name]]);
-    $("period").hidden = !months.length;
-    if (!months.length) return;
+    const known = Object.keys(counts);
+    $("months").toggleAttribute("hidden", !known.length);
+    const names = known.length ? known : [FIRST, new Date().toISOString().slice(0, 7)];
+    months = everyMonth(names).map((name) => [name, counts[name]]);
     const last = months.length - 1;
     const at = (name, other) => {
       const found = months.findIndex(([each]) => each === name);
@@ -60,9 +62,8 @@ export function createPeriod(changed) {
     show,
     /** Image pairs in the period. */
     pairs: () => months.slice(chosen()[0], chosen()[1] + 1).reduce((sum, [, count]) => sum + (count ?? 0), 0),
-    /** As an RFC 3339 interval of whole months; open where nothing is known. */
+    /** As an RFC 3339 interval of whole months. */
     datetime() {
-      if (!months.length) return "../..";
       const [first, last] = interval();
       const [year, month] = last.split("-").map(Number);
       return `${first}-01/${last}-${new Date(Date.UTC(year, month, 0)).getUTCDate()}`;
@@ -71,7 +72,6 @@ export function createPeriod(changed) {
 }
 
 function everyMonth(names) {
-  if (!names.length) return [];
   const ordinal = (name) => Number(name.slice(0, 4)) * 12 + Number(name.slice(5)) - 1;
   const all = names.map(ordinal);
   const made = [];
