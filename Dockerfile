@@ -1,7 +1,17 @@
 # firnline with its API, web page and worker; see docs/containers.md.
 
+FROM node:22-slim AS page
+# For a registry other than npm's default: --build-arg NPM_CONFIG_REGISTRY=…; nothing of it is kept.
+ARG NPM_CONFIG_REGISTRY
+WORKDIR /src/web
+COPY web/package.json web/package-lock.json web/.npmrc ./
+RUN npm ci
+COPY web ./
+RUN npm run build
+
+
 FROM python:3.11-slim AS build
-# For a package index other than pip's default: --build-arg PIP_INDEX_URL=…; nothing of it is kept,
+# For a package index other than pip's default: --build-arg PIP_INDEX_URL=…; nor of it,
 # since this stage is thrown away.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -19,6 +29,7 @@ print(*p['dependencies'], *p['optional-dependencies']['postgres'], sep='\n')" > 
 
 # firnline/api and its siblings are links to the top-level folders; both ends are copied.
 COPY . .
+COPY --from=page /src/api/static api/static
 RUN pip install -c constraints.txt '.[postgres]'
 
 

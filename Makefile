@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 
-.PHONY: demo serve test lint format bench constraints clean
+.PHONY: demo serve page test lint format bench constraints clean
 
 # One stamp for each set of requirements, remade when they change.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ demo: $(VENV)/.run
 
 serve: $(VENV)/.run
 	$(BIN)/firnline serve --host $(HOST) --port $(PORT)
+
+# The page at /map; needs Node.js and npm, which nothing else does.
+page:
+	cd web && npm ci && npm run --silent build
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
@@ -45,4 +49,4 @@ constraints:
 	  --no-header --no-annotate --no-emit-package firnline -o constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info api/static web/node_modules

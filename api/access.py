@@ -18,6 +18,7 @@ from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from firnline.api.errors import problem
@@ -29,7 +30,6 @@ log = structlog.get_logger(__name__)
 
 _OPEN = ("/healthz", "/readyz")  # orchestrators have no key
 _READING = ("GET", "HEAD", "OPTIONS")
-_ASK = {"WWW-Authenticate": 'Bearer realm="firnline", Basic realm="firnline", charset="UTF-8"'}
 
 
 def needed(method: str, path: str) -> str:
@@ -105,7 +105,7 @@ class Access:
         elif presented is not None and key is None:
             log.info("refused: no valid key", address=caller)
             detail = "this API key is not valid here: it may be mistyped, revoked or expired"
-            answer = problem(401, detail, path, headers=_ASK)
+            answer = _unauthorised(detail, path)
         else:
             wanted = needed(scope["method"], path.rstrip("/"))
             everyone = not guarded or SCOPES.index(wanted) <= self._rules.anonymous
@@ -118,7 +118,7 @@ class Access:
                     f"this needs an API key with the scope {wanted}, as "
                     "`Authorization: Bearer KEY`; the operator makes one by `firnline key add`"
                 )
-                answer = problem(401, detail, path, headers=_ASK)
+                answer = _unauthorised(detail, path)
             else:
                 detail = f"this API key has no scope {wanted}; it has: {' '.join(key.scopes)}"
                 answer = problem(403, detail, path)
@@ -141,6 +141,13 @@ def _limits(text: str) -> tuple[RateLimitItem, ...]:
             f"setting FIRNLINE_RATE_LIMIT: {text[:80]!r} is no limit; it takes, for example, "
             "'100/second; 2000/minute'"
         ) from None
+
+
+def _unauthorised(detail: str, path: str) -> Response:
+    """401, each way in in a header of its own: Chromium reads no further than the first scheme."""
+    answer = problem(401, detail, path, headers={"WWW-Authenticate": 'Bearer realm="firnline"'})
+    answer.headers.append("WWW-Authenticate", 'Basic realm="firnline", charset="UTF-8"')
+    return answer
 
 
 def _presented(headers: Headers) -> str | None:

@@ -16,15 +16,18 @@ from firnline.api import (
     aggregate,
     browse,
     errors,
+    estimate,
     files,
     harvests,
     health,
     metrics,
     openapi,
+    page,
     pairs,
     processes,
     queryables,
     series,
+    tiles,
 )
 from firnline.api.access import Access, Rules
 from firnline.api.conformance import CONFORMANCE
@@ -160,14 +163,18 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         aggregate.create_router(database, settings, summariser),
         browse.create_router(database, settings),
         processes.create_router(database, settings),
+        estimate.create_router(database, settings),
         files.create_router(database, settings),
         harvests.create_router(database, settings),
         pairs.create_router(database, settings),
         series.create_router(database, settings),
+        tiles.create_router(database, settings),
         health.create_router(database),
         metrics.create_router(database, requests),
+        page.create_router(),
     ):
         api.app.include_router(router)
+    api.app.router.routes[:0] = page.for_browsers(settings)
     errors.install(api.app)
     openapi.install(api.app)
     return api.app

@@ -20,6 +20,7 @@ from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
 from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
+from firnline.cache.renders import RENDER, render_of
 from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
 from firnline.database import put_items, put_subset, writing
 from firnline.footprint import Outline, bbox, footprint
@@ -82,6 +83,7 @@ def make(
         assets |= _maps(plan, work, spans)
         if min(plan.shape[1:]) > 1:
             assets["thumbnail"] = _quicklook(plan, work, spans)
+    renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}
     sources = _sources(plan)
     assets["provenance"] = _provenance(plan, work, sources, counts, seconds)
     for asset in assets.values():
@@ -89,7 +91,7 @@ def make(
     bounds = plan.geobox.boundingbox.bbox
     return Made(
         outline=footprint(box(*bounds), plan.crs),
-        properties=_properties(plan, spans),
+        properties=_properties(plan, spans) | ({"renders": renders} if renders else {}),
         assets=assets,
         sources=sources,
         size=store.size(work),
@@ -103,7 +105,10 @@ def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) 
     item = {
         "type": "Feature",
         "stac_version": STAC_VERSION,
-        "stac_extensions": [PROJECTION, DATACUBE, XARRAY, _FILE, _PROCESSING],
+        "stac_extensions": [
+            *(PROJECTION, DATACUBE, XARRAY, _FILE, _PROCESSING),
+            *([RENDER] if "renders" in made.properties else []),
+        ],
         "id": id,
         "collection": SUBSETS,
         "geometry": to_geojson(made.outline),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,16 @@ def test_there_are_no_other_links() -> None:
     if listed.returncode:
         pytest.skip("not a git clone")
     assert sum(line.startswith("120000") for line in listed.stdout.splitlines()) == len(LINKED)
+
+
+def test_the_lock_of_the_page_holds_no_addresses_of_packages() -> None:
+    """Names, versions and checksums: who installs says from where."""
+    text = (REPO / "web" / "package-lock.json").read_text()
+    packages = {name: each for name, each in json.loads(text)["packages"].items() if name}
+    assert len(packages) > 10
+    assert all("integrity" in each for each in packages.values())
+    assert not [name for name, each in packages.items() if "resolved" in each]
+    assert "registry" not in text
 
 
 def modules() -> list[Path]:

@@ -51,6 +51,9 @@ def built(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tracked:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPO / name, clone / name, follow_symlinks=False)
+    # a stand-in for the page, which git does not have
+    (clone / "api" / "static").mkdir()
+    (clone / "api" / "static" / "index.html").write_text("<!doctype html>")
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", out, clone, cwd=out)
     return out
@@ -75,6 +78,7 @@ def test_the_wheel_holds_firnline_and_nothing_else(wheel: Path, tracked: list[st
         for name in tracked
         if name.split("/")[0] in ("firnline", *FOLDERS) and (REPO / name).is_file()
     }
+    expected.add("firnline/api/static/index.html")
     packed = {name for name in names if name.startswith("firnline/") and not name.endswith("/")}
     assert packed == expected
     assert {"firnline/py.typed", "firnline/migrations/env.py", "firnline/cli/commands.py"} <= packed

@@ -83,11 +83,17 @@ def test_every_operation_answers_as_described(deep: Judged) -> None:
     load_all_checks()
     (job,) = httpx.get(f"{deep.url}/jobs").json()["jobs"]
     subset = httpx.get(f"{deep.url}/collections/subsets/items").json()["features"][0]
+    west, south, east, north = subset["bbox"]
+    place = {"lon": str((west + east) / 2), "lat": str((south + north) / 2)}
+    tile = {"tms": "EPSG3413", "z": "0", "x": "0", "y": "0"}
     file = urlsplit(subset["assets"]["thumbnail"]["href"]).path.split("/", 4)[2:]
     there = [
         {"collection_id": "itslive-cubes", "item_id": deep.mirror.cubes[0].name},
         {"item_id": subset["id"]},
         *({"process_id": id} for id in ("echo", "materialise")),
+        *({"tms": tms} for tms in ("WebMercatorQuad", "EPSG3413")),
+        {"name": "turbo"},
+        {"item_id": subset["id"], "asset": "cog_v", **place, **tile},
         {"job_id": job["jobID"]},
         dict(zip(("subset", "generation", "path"), file, strict=True)),
     ]
