@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from firnline.cache.plan import Chunk, Plan, Tile
-from firnline.cache.stitch import scatter
+from firnline.cache.plan import SPEEDS, Chunk, Part, Plan, Tile
+from firnline.cache.stitch import fill, scatter
 from firnline.chunks import ChunkReader, Index, Keeper
 from firnline.cube import Array
 from firnline.errors import SourceCorruptError
@@ -42,7 +42,8 @@ class Counts:
     """What a fetch did.
 
     ``bytes`` as downloaded; ``absent`` chunks that the source lacks; ``reused`` ones (and indices
-    of shards) that an earlier fetch had kept.
+    of shards) that an earlier fetch had kept; ``conflicts`` are values that were there already from
+    a cube before, and others; ``recomputed`` speeds that the source's type was too narrow for.
     """
 
     requests: int = 0
@@ -50,6 +51,8 @@ class Counts:
     chunks: int = 0
     absent: int = 0
     reused: int = 0
+    conflicts: int = 0
+    recomputed: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _told: dict[str, int] = field(default_factory=dict, repr=False)
 
@@ -61,6 +64,8 @@ class Counts:
         chunks: int = 0,
         absent: int = 0,
         reused: int = 0,
+        conflicts: int = 0,
+        recomputed: int = 0,
     ) -> None:
         """Add to the counts, from any thread."""
         with self._lock:
@@ -69,10 +74,12 @@ class Counts:
             self.chunks += chunks
             self.absent += absent
             self.reused += reused
+            self.conflicts += conflicts
+            self.recomputed += recomputed
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""
-        names = ("requests", "bytes", "chunks", "absent", "reused")
+        names = ("requests", "bytes", "chunks", "absent", "reused", "conflicts", "recomputed")
         return {name: getattr(self, name) for name in names}
 
     def since_last(self) -> dict[str, int]:
@@ -126,6 +133,7 @@ class Fetcher:
             for cube in plan.cubes
             for name in plan.request.variables
         )
+        self._turned: dict[tuple[int, int], list[Raw]] = {}  # by cube and time, of one tile
         self._window = (4 if sharded else 2) * concurrency  # several chunks come at once
         self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
@@ -133,6 +141,8 @@ class Fetcher:
         self._sizes: dict[tuple[int, str], int] = {}
         self._kept_bytes = 0
         self._uses = plan.uses_of(tiles)
+        speeds = [name for name in plan.request.variables if name in SPEEDS]
+        self._last_speed = speeds[-1] if speeds else None
         self._readers = [
             ChunkReader(cube.source, version=cube.layout.etag, keeper=keeper, counter=self.counts)
             for cube in plan.cubes
@@ -199,15 +209,24 @@ class Fetcher:
                 )
             )
             decodes: deque[Future[None]] = deque()
-            for _ in self._plan.chunks(tile, variable):
-                waiting.extend(itertools.islice(ahead, self._window - len(waiting)))
-                check()
-                chunk, request = waiting.popleft()
-                # in order, so that a decoder never waits for a request
-                data = _wait(request, check)
-                decodes.append(self._decoders.submit(self._place, target, variable, chunk, data))
-                if len(decodes) > 2 * _DECODERS:
-                    decodes.popleft().result()
+            for part in self._plan.parts(tile, variable):
+                if part.fills:  # not before those it leaves their place to
+                    _drain(decodes)
+                into = self._into(target, tile, part, variable)
+                for _ in part.chunks:
+                    waiting.extend(itertools.islice(ahead, self._window - len(waiting)))
+                    check()
+                    chunk, request = waiting.popleft()
+                    # in order, so that a decoder never waits for a request
+                    data = _wait(request, check)
+                    decodes.append(self._decoders.submit(self._place, into, part, chunk, data))
+                    if len(decodes) > 2 * _DECODERS:
+                        decodes.popleft().result()
+                if part.time is not None:
+                    _drain(decodes)
+                    self._resample(target, tile, variable, part, into)
+            if variable == self._last_speed:
+                self._turned.clear()
             # Before a tile counts as done: ITS_LIVE's writer leaves out chunks in which every value
             # is missing, but all are absent where the cube has gone.
             last = n == len(work)
@@ -242,18 +261,19 @@ class Fetcher:
                         self._keep(name, request)
                     requests.append(request)
                 if new:
-                    array = self._plan.cubes[group[0].cube].layout.variable(variable)
+                    array = self._plan.cubes[group[0].cube].layout.variable(group[0].variable)
                     self._requests.submit(self._fetch_group, array, new)
                 yield from zip(group, requests, strict=True)
 
     def _groups(self, tile: Tile, variable: str) -> Iterator[list[Chunk]]:
-        """The chunks that a tile needs, those of one shard together."""
-        groups: dict[tuple[int, str], list[Chunk]] = {}
-        for chunk in self._plan.chunks(tile, variable):
-            groups.setdefault((chunk.cube, chunk.key.partition("#")[0]), []).append(chunk)
-        for group in groups.values():
-            for first in range(0, len(group), _TOGETHER):
-                yield group[first : first + _TOGETHER]
+        """The chunks that a tile needs, part by part, those of one shard together."""
+        for part in self._plan.parts(tile, variable):
+            groups: dict[str, list[Chunk]] = {}
+            for chunk in part.chunks:
+                groups.setdefault(chunk.key.partition("#")[0], []).append(chunk)
+            for group in groups.values():
+                for first in range(0, len(group), _TOGETHER):
+                    yield group[first : first + _TOGETHER]
 
     def _fetch_group(self, array: Array, group: Sequence[tuple[Chunk, Request]]) -> None:
         """Fetch chunks of one object; where that takes several requests, side by side."""
@@ -302,18 +322,131 @@ class Fetcher:
             self._kept_bytes -= self._sizes.pop(name, 0)
             return self._kept.pop(name, None)
 
-    def _place(self, target: Raw, variable: str, chunk: Chunk, data: Buffer | None) -> None:
+    def _place(
+        self, into: Mapping[str, Raw], part: Part, chunk: Chunk, data: Buffer | None
+    ) -> None:
         if data is None:
             return
-        cube = self._plan.cubes[chunk.cube]
-        array = cube.layout.variable(variable)
+        target = into[chunk.variable]
+        array = self._plan.cubes[chunk.cube].layout.variable(chunk.variable)
         scratch = getattr(self._local, "scratch", None)
         if scratch is None or (scratch.shape, scratch.dtype) != (array.chunks, array.dtype):
             scratch = self._local.scratch = np.empty(array.chunks, array.dtype)
-        values = self._readers[chunk.cube].decode(array, chunk.index, data, out=scratch)
+        reader = self._readers[chunk.cube]
+        values = reader.decode(array, chunk.index, data, out=scratch)
         moves = self._plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
-        scatter(target, values, moves, chunk.rows, chunk.columns)
+        if part.time is not None:  # one pair after the other, until they are resampled
+            moves = moves[0], np.arange(len(moves[0]))
+            scatter(target, values, moves, chunk.rows, chunk.columns)
+        else:
+            if target.dtype != values.dtype:
+                values = self._recomputed(values.astype(target.dtype), chunk)
+            if part.fills:
+                put = fill(target, values, moves, chunk.rows, chunk.columns, array.missing)
+                self.counts.add(conflicts=put)
+            else:
+                scatter(target, values, moves, chunk.rows, chunk.columns)
         self.counts.add(chunks=1)
+
+    def _recomputed(self, speed: Raw, chunk: Chunk) -> Raw:
+        """Speeds of a chunk, from the components where the source's type is full.
+
+        These are so few that their chunks are asked for when one is found.
+        """
+        cube = self._plan.cubes[chunk.cube].layout
+        pairs, _ = self._plan.moves(chunk.cube, chunk.index[0], speed.shape[0])
+        window = speed[pairs, chunk.rows[1], chunk.columns[1]]
+        full = window == np.iinfo(cube.variable("v").dtype).max
+        if not full.any():
+            return speed
+        parts = []
+        reader = self._readers[chunk.cube]
+        for name in ("vx", "vy"):
+            array = cube.variable(name)
+            data = reader.get(array, chunk.index) if array.chunks == speed.shape else None
+            if data is None:
+                raise SourceCorruptError(f"{cube.url}: there is v at {chunk.key}, but no {name}")
+            values = reader.decode(array, chunk.index, data)
+            values = values[pairs, chunk.rows[1], chunk.columns[1]]
+            full &= values != array.missing
+            parts.append(values.astype(np.float64))
+        window[full] = np.rint(np.hypot(*parts)[full])
+        speed[pairs, chunk.rows[1], chunk.columns[1]] = window
+        self.counts.add(recomputed=int(full.sum()))
+        return speed
+
+    def _into(self, target: Raw, tile: Tile, part: Part, variable: str) -> dict[str, Raw]:
+        """What chunks are put into, by variable: the tile, or windows of a cube to be resampled."""
+        if part.time is None:
+            return {variable: target}
+        if not part.chunks:
+            return {}
+        meeting = self._plan.meeting(tile, part.cube, variable)
+        assert meeting is not None
+        layout = self._plan.cubes[part.cube].layout
+        windows = {}
+        for name in self._plan.read_for(variable):
+            array = layout.variable(name)
+            pairs, _ = self._plan.moves(part.cube, part.time, array.chunks[0])
+            shape = (len(pairs), *(side.stop - side.start for side in meeting[1]))
+            windows[name] = np.full(shape, array.missing, array.dtype)
+        return windows
+
+    def _resample(
+        self, target: Raw, tile: Tile, variable: str, part: Part, windows: Mapping[str, Raw]
+    ) -> None:
+        """Put what came of a cube into a tile of another lattice, some layers on each processor."""
+        plan = self._plan
+        found = plan.resampling(tile, part.cube, variable)
+        assert found is not None
+        assert part.time is not None
+        (rows, columns), resampling = found
+        layout = plan.cubes[part.cube].layout
+        array = layout.variable("vx" if variable in SPEEDS else variable)
+        _, layers = plan.moves(part.cube, part.time, array.chunks[0])
+        shape = (len(layers), *resampling.inside.shape)
+        if variable in SPEEDS:
+            if windows:
+                self._turned[part.cube, part.time] = [np.empty(shape, array.dtype) for _ in "xy"]
+            turned = self._turned[part.cube, part.time]
+        missing, gone = array.missing, plan.array(variable).missing
+        at = tuple(
+            slice(side.start - start, side.stop - start)
+            for side, start in ((rows, tile.rows.start), (columns, tile.columns.start))
+        )
+
+        def some(which: Raw) -> None:
+            if variable not in SPEEDS:
+                values = resampling.scalars(windows[variable][which], missing)
+            else:
+                if windows:
+                    both = resampling.vectors(windows["vx"][which], windows["vy"][which], missing)
+                    for kept, new in zip(turned, both, strict=True):
+                        kept[which] = new
+                parts = [kept[which] for kept in turned]
+                if variable == "v":
+                    values = _speed(parts, missing, target.dtype, gone)
+                else:
+                    values = parts[variable == "vy"]
+            moves = np.arange(len(values)), layers[which]
+            whole = tuple(slice(0, n) for n in values.shape[1:])
+            put = fill(target, values, moves, (at[0], whole[0]), (at[1], whole[1]), gone)
+            self.counts.add(conflicts=put)
+
+        list(self._decoders.map(some, np.array_split(np.arange(len(layers)), _DECODERS)))
+
+
+def _speed(components: Sequence[Raw], missing: Any, dtype: np.dtype[Any], gone: Any) -> Raw:
+    """Speed from both components, in a type that may be too narrow for it: then its largest."""
+    there = np.logical_and.reduce([part != missing for part in components])
+    speed = np.hypot(*(part.astype(np.float32) for part in components))
+    speed = np.minimum(np.rint(speed, out=speed), np.iinfo(dtype).max)
+    return np.where(there, speed, gone).astype(dtype)
+
+
+def _drain(decodes: deque[Future[None]]) -> None:
+    while decodes:
+        decodes.popleft().result()
 
 
 def _fail(part: Sequence[tuple[Chunk, Request]], error: BaseException) -> None:

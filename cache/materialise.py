@@ -69,7 +69,7 @@ def plan_request(
     NoCoverageError, TooLargeError, SourceError
     """
     crs = choose_crs(request, find_cubes(engine, request))
-    chosen = by_coverage(request, find_cubes(engine, request, window=crs))
+    chosen = by_coverage(request, crs, find_cubes(engine, request, window=crs))
     cubes = None
     if only_plan:
         cubes = indexed_cubes(engine, request, chosen, settings.allowed_sources)

@@ -14,6 +14,7 @@ from firnline.cache.plan import choose_crs
 from firnline.cache.request import Request
 from firnline.cache.sources import find_cubes
 from firnline.cache.strain import radius_for
+from firnline.crs import parse_crs
 from firnline.database import connect, migrate, reading
 from firnline.errors import JobError, NotFoundError
 from firnline.keys import ApiKey
@@ -98,9 +99,9 @@ def ask(
     Raises
     ------
     NoCoverageError
-        No cube covers the area, or none in the CRS asked for.
+        No cube covers the area.
     InputError
-        The strain's length scale is under a pixel.
+        The strain's length scale is under a pixel, or the area outside the CRS asked for.
     QuotaError
         The key has as many jobs under way as it may have.
     """
@@ -116,7 +117,9 @@ def check(engine: Engine, request: Request) -> None:
     """Refuse what the catalog alone shows to be impossible; raises as :func:`ask`."""
     cubes = find_cubes(engine, request)
     crs = choose_crs(request, cubes)
-    spacings = [cube.spacing for cube in cubes if cube.crs == crs and cube.spacing is not None]
+    request.area_in(parse_crs(crs))
+    own = [cube for cube in cubes if cube.crs == crs] or cubes
+    spacings = [cube.spacing for cube in own if cube.spacing is not None]
     if request.strain and spacings:
         radius_for(request.strain.length_scale, max(spacings))
 

@@ -1,8 +1,9 @@
 """The plan: which chunks of which cubes make which tiles of one store. Pure.
 
-From a request and the cubes that were opened for it come the target grid (the lattice that the
-cubes share), the layers in time, and tiles that are multiples of the store's chunks. A tile names
-exactly the source chunks that it needs: none without a wanted image pair, none outside the area.
+From a request and the cubes that were opened for it come the target grid, the layers in time, and
+tiles that are multiples of the store's chunks. A tile names exactly the source chunks that it
+needs: none without a wanted image pair, none outside the area; of a cube that is resampled, those
+that the tile's pixels lie in, and for bilinear weights their neighbours.
 """
 
 from __future__ import annotations
@@ -11,27 +12,36 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from firnline.cache.lattice import Placement, bounds_of, cube_grid, overlap, place, target_grid
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
 from firnline.cache.stitch import Layers, PairTable, merge_pairs
-from firnline.crs import parse_crs
+from firnline.cache.turned_pairs import turn_pairs
+from firnline.cache.vectors import Resampling, jacobian, plan_resampling
+from firnline.crs import parse_crs, transformer
 from firnline.cube import Array
 from firnline.errors import NoCoverageError, SourceCorruptError, TooLargeError
 
 Raw = np.ndarray[Any, np.dtype[Any]]
+Window = tuple[slice, slice]
+"""Rows and columns."""
 
 # Layout of the store, measured in docs/decisions/0005-store-layout.md.
 CHUNK_TIME, SHARD_TIME, CHUNK_SIDE = 256, 2048, 20
 _TILES = ((80, 100), (40, 100), (40, 60), (40, 40), (20, 40), (20, 20))
-_LATTICE_TOLERANCE = 1e-3  # pixels
+
+SPEEDS = ("v", "vx", "vy")
+"""Of a cube that is resampled, made together from vx and vy."""
+_OF_THEIR_AXES = ("M11", "M12")
+"""From velocity along a grid's axes to radar range, pair by pair scaled: can't be turned."""
+_FLAGS = ("interp_mask", "chip_size_height", "chip_size_width")  # nothing lies between two
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One source chunk of one variable, and where it meets a tile: (in the tile, in the chunk)."""
+    """One source chunk of one variable, and where it meets a tile: (in the tile, in the chunk).
+
+    Of a cube that is resampled, where it meets the window of that cube which the tile needs.
+    """
 
     cube: int
+    variable: str
     key: str
     index: tuple[int, int, int]
     rows: tuple[slice, slice]
@@ -60,21 +74,23 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a cube lies in the target: its first pixel (row, column), and the window they share."""
+class Part:
+    """What one cube gives to one variable of a tile."""
 
-    row: int
-    column: int
-    rows: slice
-    columns: slice
+    cube: int
+    chunks: tuple[Chunk, ...]
+    fills: bool = False
+    """Cubes before it have some of its pixels: it gives what is missing there."""
+    time: int | None = None
+    """Resampled, it's one time chunk of the cube; None: chunks are moved as they are."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """All that is known before the first velocity chunk is fetched.
 
-    ``source_cube`` is ``int16 (y, x)``, the position in ``cubes`` of the cube a pixel comes from,
-    -1 where there is none. ``tile_shape`` is in pixels (y, x).
+    ``source_cube`` is ``int16 (y, x)``, the position in ``cubes`` of the first cube that has a
+    pixel, -1 where there is none. ``tile_shape`` is in pixels (y, x).
     """
 
     request: Request
@@ -112,26 +128,117 @@ class Plan:
         )
 
     def array(self, variable: str) -> Array:
-        """The variable as the first cube has it: type, missing value, attributes."""
-        return self.cubes[0].layout.variable(variable)
+        """The variable as it is stored: as the first cube has it, but for recomputed speeds."""
+        array = self.cubes[0].layout.variable(variable)
+        if variable == "v" and self.request.recompute_speed:
+            return replace(array, dtype=np.dtype(np.int32))  # int16 is what it was too fast for
+        return array
+
+    def parts(self, tile: Tile, variable: str) -> Iterator[Part]:
+        """What a tile has of each cube, in order of precedence: those resampled come last."""
+        for n, lies in enumerate(self.placements):
+            if lies.resampled:
+                yield from self._resampled_parts(n, tile, variable)
+                continue
+            window = _shared(tile, lies)
+            if window is None:
+                continue
+            rows, columns = window
+            chunks = self._chunks(
+                n, variable, None, rows, columns, tile.rows.start, tile.columns.start, lies.corner
+            )
+            yield Part(n, tuple(chunks), any(_meet(p, rows, columns) for p in self.placements[:n]))
 
     def chunks(self, tile: Tile, variable: str) -> Iterator[Chunk]:
         """The source chunks that hold something of a tile, cube after cube."""
-        for n, (cube, place) in enumerate(zip(self.cubes, self.placements, strict=True)):
-            rows = _overlap(tile.rows, place.rows)
-            columns = _overlap(tile.columns, place.columns)
-            if rows is None or columns is None:
-                continue
-            array = cube.layout.variable(variable)
-            for t in self._wanted_times(n, array.chunks[0]):
-                for i, row in _meetings(rows, tile.rows.start, place.row, array.chunks[1]):
-                    for j, column in _meetings(
-                        columns, tile.columns.start, place.column, array.chunks[2]
-                    ):
-                        index = (t, i, j)
-                        yield Chunk(n, array.key(index), index, row, column)
+        for part in self.parts(tile, variable):
+            yield from part.chunks
 
-    def _wanted_times(self, cube: int, size: int) -> list[int]:
+    def _chunks(
+        self,
+        cube: int,
+        variable: str,
+        time: int | None,
+        rows: slice,
+        columns: slice,
+        top: int,
+        left: int,
+        corner: tuple[int, int],
+    ) -> Iterator[Chunk]:
+        """Chunks that meet a window; `top` and `left` are what its slices are counted from."""
+        array = self.cubes[cube].layout.variable(variable)
+        for t in self.wanted_times(cube, array.chunks[0]) if time is None else (time,):
+            for i, row in _meetings(rows, top, corner[0], array.chunks[1]):
+                for j, column in _meetings(columns, left, corner[1], array.chunks[2]):
+                    index = (t, i, j)
+                    yield Chunk(cube, variable, array.key(index), index, row, column)
+
+    def _resampled_parts(self, cube: int, tile: Tile, variable: str) -> Iterator[Part]:
+        meeting = self.meeting(tile, cube, variable)
+        if meeting is None or variable in _OF_THEIR_AXES:
+            return
+        _, (rows, columns) = meeting
+        names = self.read_for(variable)
+        size = self.cubes[cube].layout.variable("vx" if variable in SPEEDS else variable).chunks[0]
+        for time in self.wanted_times(cube, size):
+            chunks = [
+                chunk
+                for name in names
+                for chunk in self._chunks(
+                    cube, name, time, rows, columns, rows.start, columns.start, (0, 0)
+                )
+            ]
+            yield Part(cube, tuple(chunks), fills=True, time=time)
+
+    def read_for(self, variable: str) -> tuple[str, ...]:
+        """What is read of a cube that is resampled: both components for the first of the speeds.
+
+        The others are made of what that left.
+        """
+        if variable not in SPEEDS:
+            return (variable,)
+        first = next(name for name in self.request.variables if name in SPEEDS)
+        return ("vx", "vy") if variable == first else ()
+
+    def meeting(self, tile: Tile, cube: int, variable: str) -> tuple[Window, Window] | None:
+        """Rows and columns of the store, and of a cube that is resampled to them; None for none."""
+        key = tile.index, cube, self._method(variable)
+        if key not in self._met:
+            found = self.resampling(tile, cube, variable)
+            self._met[key] = None if found is None else (found[0], found[1].window)
+        return self._met[key]
+
+    @cached_property
+    def _met(self) -> dict[tuple[int, int, str], tuple[Window, Window] | None]:
+        return {}
+
+    def resampling(self, tile: Tile, cube: int, variable: str) -> tuple[Window, Resampling] | None:
+        """How pixels of a tile are made of a cube's, and which: rows and columns of the store."""
+        place = self.placements[cube]
+        shared = _shared(tile, place)
+        if shared is None:
+            return None
+        mine = self._lattice[self.source_cube[shared]] == place.lattice
+        if not mine.any():
+            return None
+        inner = bounds_of(mine)
+        rows, columns = (
+            slice(side.start + part.start, side.start + part.stop)
+            for side, part in zip(shared, inner, strict=True)
+        )
+        target = self.geobox[rows, columns]
+        made = plan_resampling(place.grid, target, self._method(variable), where=mine[inner])
+        return ((rows, columns), made) if made.inside.any() else None
+
+    def _method(self, variable: str) -> Literal["nearest", "bilinear"]:
+        return "nearest" if variable in _FLAGS else self.request.resampling
+
+    @cached_property
+    def _lattice(self) -> Raw:
+        """Lattice of each cube, and at the end, for no cube, -1."""
+        return np.array([*(place.lattice for place in self.placements), -1])
+
+    def wanted_times(self, cube: int, size: int) -> list[int]:
         """Chunks along time, of `size`, that hold a wanted pair."""
         if (cube, size) not in self._times:
             pairs = np.flatnonzero(self.layers.of_pair[cube] >= 0)
@@ -180,6 +287,7 @@ class Plan:
             self.shape,
             self.tile_shape,
             [[cube.id, cube.source.url, cube.layout.etag] for cube in self.cubes],
+            hashlib.sha256(self.source_cube.tobytes()).hexdigest(),
             hashlib.sha256(self.layers.granule.tobytes()).hexdigest(),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -191,6 +299,15 @@ class Plan:
             if "SYNTHETIC" in str(cube.layout.attributes.get("title", "")):
                 return "SYNTHETIC sample data, not a measurement"
         return "Data: NASA MEaSUREs ITS_LIVE, CC-BY-4.0"
+
+    @property
+    def resampled(self) -> dict[str, str]:
+        """CRS of each cube that is not on the store's lattice, by id."""
+        return {
+            cube.id: cube.crs
+            for cube, place in zip(self.cubes, self.placements, strict=True)
+            if place.resampled
+        }
 
     @property
     def output_bytes(self) -> int:
@@ -211,6 +328,7 @@ class Plan:
             "shape": dict(zip(("mid_date", "y", "x"), self.shape, strict=True)),
             "bounds": list(self.geobox.boundingbox.bbox),
             "cubes": [cube.id for cube in self.cubes],
+            **({"resampled": self.resampled} if self.resampled else {}),
             "pairs": {
                 "read": self.layers.read,
                 "kept": self.layers.kept,
@@ -230,19 +348,10 @@ def choose_crs(request: Request, cubes: Sequence[CubeItem]) -> str:
 
     Where two cover the same (to 0.1 %): that in which the area was given, then that whose cubes
     have more image pairs.
-
-    Raises
-    ------
-    NoCoverageError
-        There is no cube in the CRS asked for.
     """
-    systems = sorted({cube.crs for cube in cubes})
     if request.out_crs is not None:
-        if request.out_crs not in systems:
-            raise NoCoverageError(
-                f"no cube in {request.out_crs} covers this area; there are: {', '.join(systems)}"
-            )
         return request.out_crs
+    systems = sorted({cube.crs for cube in cubes})
 
     def rank(code: str) -> tuple[float, bool, int, str]:
         area = request.area_in(parse_crs(code))
@@ -254,15 +363,14 @@ def choose_crs(request: Request, cubes: Sequence[CubeItem]) -> str:
     return min(systems, key=rank)
 
 
-def by_coverage(request: Request, cubes: Sequence[CubeItem]) -> list[CubeItem]:
-    """Cubes ordered by how much of the area they cover, most first: the order of precedence."""
-    return sorted(
-        cubes,
-        key=lambda cube: (
-            -request.area_in(parse_crs(cube.crs)).intersection(cube.area).area,
-            cube.id,
-        ),
-    )
+def by_coverage(request: Request, crs: str, cubes: Sequence[CubeItem]) -> list[CubeItem]:
+    """Cubes in order of precedence: those in `crs`, and of them those that cover more, first."""
+
+    def rank(cube: CubeItem) -> tuple[bool, float, str]:
+        area = request.area_in(parse_crs(cube.crs))
+        return cube.crs != crs, -area.intersection(cube.area).area / area.area, cube.id
+
+    return sorted(cubes, key=rank)
 
 
 def make_plan(
@@ -273,7 +381,7 @@ def make_plan(
     memory_limit: int,
     max_bytes: int,
 ) -> Plan:
-    """Plan a materialisation from cubes of one CRS, in order of precedence.
+    """Plan a materialisation from cubes in order of precedence, those in the target's CRS first.
 
     Raises
     ------
@@ -282,98 +390,71 @@ def make_plan(
     SourceMissingError
         A cube lacks a variable asked for.
     SourceCorruptError
-        The cubes do not share a lattice.
+        A cube's axes run the other way, or its variables are of other types than another's.
     TooLargeError
         The result would be larger than `max_bytes`.
     """
-    geobox, corners = _grid(request, crs, cubes)
-    height, width = geobox.shape
-    owner = np.full((height, width), -1, np.int16)
-    placements = []
-    for n, (cube, (row, column)) in enumerate(zip(cubes, corners, strict=True)):
+    for cube in cubes:
         for variable in request.variables:
             _check_alike(cube, cubes[0], variable)
-        rows = _overlap(slice(0, height), slice(row, row + len(cube.y)))
-        columns = _overlap(slice(0, width), slice(column, column + len(cube.x)))
-        if rows is None or columns is None:
-            rows = columns = slice(0, 0)
-        window = owner[rows, columns]
-        if (window >= 0).any():
-            raise SourceCorruptError(
-                f"{cube.id} and {cubes[window.max()].id} overlap; cubes of one CRS abut: harvest "
-                "one generation of them"
-            )
-        window[...] = n
-        placements.append(Placement(row, column, rows, columns))
-    layers = merge_pairs([_table(request, cube) for cube in cubes])
+    grids = [cube_grid(cube) for cube in cubes]
+    geobox = target_grid(request, crs, grids)
+    tables = [_table(request, cube) for cube in cubes]
+    pixel_bytes = sum(cubes[0].layout.variable(v).dtype.itemsize for v in request.variables)
+    # before anything of the area's size is allocated: a cube's pairs are as many layers
+    own = [t for t, grid in zip(tables, grids, strict=True) if grid.crs == crs]
+    _check_size(
+        max((int(table.wanted.sum()) for table in own), default=1)
+        * math.prod(geobox.shape) * pixel_bytes,
+        max_bytes,
+    )  # fmt: skip
+    geobox, placed, owner = place(geobox, grids)
+    used = []
+    for n, placement in placed.items():
+        cube, table = cubes[n], tables[n]
+        if placement.resampled:
+            if not set(SPEEDS).isdisjoint(request.variables):
+                _check_components(cube)
+            cube = _turned(cube, placement, geobox)
+            table = replace(table, per_pair=cube.per_pair, missing=_missing(cube))
+        used.append((cube, table))
+    layers = merge_pairs([table for _, table in used])
     if not len(layers):
         raise NoCoverageError(
             f"none of the {layers.read:,} image pairs of this area passes the filters "
             "(datetime, satellites, dt_days)"
         )
+    placements = tuple(placed.values())
     plan = Plan(
         request=request,
         crs=crs,
         geobox=geobox,
-        cubes=tuple(cubes),
-        placements=tuple(placements),
+        cubes=tuple(cube for cube, _ in used),
+        placements=placements,
         source_cube=owner,
         layers=layers,
-        tile_shape=_tile_shape(len(layers), (height, width), memory_limit),
+        tile_shape=(CHUNK_SIDE, CHUNK_SIDE),
     )
-    if plan.output_bytes > max_bytes:
+    _check_size(plan.output_bytes, max_bytes)
+    return replace(plan, tile_shape=_tile_shape(plan, memory_limit))
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
         raise TooLargeError(
-            f"the result would take {plan.output_bytes / 1e9:.1f} GB; this installation accepts "
-            f"{max_bytes / 1e9:.1f} GB (FIRNLINE_MAX_JOB_BYTES): ask for a smaller area, a shorter "
+            f"the result would take {size / 1e9:.1f} GB; this installation accepts "
+            f"{limit / 1e9:.1f} GB (FIRNLINE_MAX_JOB_BYTES): ask for a smaller area, a shorter "
             "period or fewer variables"
         )
-    return plan
 
 
-def _grid(
-    request: Request, crs: str, cubes: Sequence[OpenCube]
-) -> tuple[GeoBox, list[tuple[int, int]]]:
-    """The window of the cubes' lattice that covers the area, and each cube's first pixel in it."""
-    first = cubes[0]
-    step_x, step_y = (float(axis[1] - axis[0]) for axis in (first.x, first.y))
-    if step_x <= 0 or step_y >= 0:
-        raise SourceCorruptError(
-            f"{first.source.url}: x must ascend and y descend, the steps are {step_x}, {step_y}"
-        )
-    left, top = first.x[0] - step_x / 2, first.y[0] - step_y / 2
-    corners = []
-    for cube in cubes:
-        row, column = (cube.y[0] - first.y[0]) / step_y, (cube.x[0] - first.x[0]) / step_x
-        off = max(
-            abs(row - round(row)),
-            abs(column - round(column)),
-            abs((cube.x[1] - cube.x[0]) / step_x - 1),
-            abs((cube.y[1] - cube.y[0]) / step_y - 1),
-        )
-        if off > _LATTICE_TOLERANCE:
-            raise SourceCorruptError(f"{cube.source.url} does not lie on the grid of {first.id}")
-        corners.append((round(row), round(column)))
-    west, south, east, north = request.area_in(parse_crs(crs)).bounds
-    rows = _overlap(
-        _pixels((north - top) / step_y, (south - top) / step_y),
-        slice(
-            min(row for row, _ in corners),
-            max(row + len(c.y) for (row, _), c in zip(corners, cubes, strict=True)),
-        ),
-    )
-    columns = _overlap(
-        _pixels((west - left) / step_x, (east - left) / step_x),
-        slice(
-            min(column for _, column in corners),
-            max(column + len(c.x) for (_, column), c in zip(corners, cubes, strict=True)),
-        ),
-    )
-    if rows is None or columns is None:
-        raise NoCoverageError("no pixel of the cubes lies in this area")
-    affine = Affine(step_x, 0, left + columns.start * step_x, 0, step_y, top + rows.start * step_y)
-    shape = (rows.stop - rows.start, columns.stop - columns.start)
-    moved = [(row - rows.start, column - columns.start) for row, column in corners]
-    return GeoBox(shape, affine, crs), moved
+def _turned(cube: OpenCube, place: Placement, geobox: GeoBox) -> OpenCube:
+    """A cube whose errors are along the target's axes: as they are in the middle of its pixels."""
+    source, target = parse_crs(cube.crs), parse_crs(str(geobox.crs))
+    row, column = ((side.start + side.stop) / 2 for side in (place.rows, place.columns))
+    x = geobox.affine.c + column * geobox.affine.a
+    y = geobox.affine.f + row * geobox.affine.e
+    return turn_pairs(cube, jacobian(source, target, *transformer(target, source).transform(x, y)))
 
 
 def _check_alike(cube: OpenCube, first: OpenCube, variable: str) -> None:
@@ -396,15 +477,22 @@ def _check_alike(cube: OpenCube, first: OpenCube, variable: str) -> None:
         )
 
 
-def _pixels(first: float, last: float) -> slice:
-    """The pixels that an interval touches; touching their edge alone is not enough."""
-    tolerance = 1e-6
-    return slice(math.floor(first + tolerance), math.ceil(last - tolerance))
+def _check_components(cube: OpenCube) -> None:
+    """Vectors are turned as both components come: they have to come alike."""
+    vx, vy = (cube.layout.variable(name) for name in ("vx", "vy"))
+    _check_alike(cube, cube, "vx")
+    if (vx.dtype, vx.missing, vx.dims, vx.chunks) != (vy.dtype, vy.missing, vy.dims, vy.chunks):
+        raise SourceCorruptError(f"{cube.source.url}: vx and vy are not of one type and one layout")
 
 
-def _overlap(one: slice, other: slice) -> slice | None:
-    start, stop = max(one.start, other.start), min(one.stop, other.stop)
-    return slice(start, stop) if start < stop else None
+def _shared(tile: Tile, place: Placement) -> tuple[slice, slice] | None:
+    """Rows and columns that a tile and a cube's window share; None for nothing."""
+    rows, columns = overlap(tile.rows, place.rows), overlap(tile.columns, place.columns)
+    return None if rows is None or columns is None else (rows, columns)
+
+
+def _meet(place: Placement, rows: slice, columns: slice) -> bool:
+    return None not in (overlap(place.rows, rows), overlap(place.columns, columns))
 
 
 def _meetings(
@@ -413,7 +501,7 @@ def _meetings(
     """Chunks along one axis that meet a window: index, (slice in the tile, slice in the chunk)."""
     for index in range((window.start - origin) // size, (window.stop - 1 - origin) // size + 1):
         chunk_start = origin + index * size
-        meeting = _overlap(window, slice(chunk_start, chunk_start + size))
+        meeting = overlap(window, slice(chunk_start, chunk_start + size))
         if meeting is not None:
             yield (
                 index,
@@ -442,8 +530,11 @@ def _table(request: Request, cube: OpenCube) -> PairTable:
             name = np.char.add(mission.astype("U"), _column(cube, f"satellite_{image}").astype("U"))
             fits = [np.char.startswith(name, satellite) for satellite in request.satellites]
             wanted &= np.logical_or.reduce(fits)
-    missing = {name: cube.layout.arrays[name].missing for name in cube.per_pair}
-    return PairTable(cube.mid_date, cube.granule, cube.per_pair, missing, wanted)
+    return PairTable(cube.mid_date, cube.granule, cube.per_pair, _missing(cube), wanted)
+
+
+def _missing(cube: OpenCube) -> dict[str, Any]:
+    return {name: cube.layout.arrays[name].missing for name in cube.per_pair}
 
 
 def _column(cube: OpenCube, name: str) -> Raw:
@@ -452,15 +543,58 @@ def _column(cube: OpenCube, name: str) -> Raw:
     return cube.per_pair[name]
 
 
-def _tile_shape(layers: int, shape: tuple[int, int], memory_limit: int) -> tuple[int, int]:
-    """The largest tile whose buffer of one int16 variable is within its share of the memory.
+def _tile_shape(plan: Plan, memory_limit: int) -> tuple[int, int]:
+    """The largest tile whose buffer of one variable is within its share of the memory.
 
-    It lives beside the chunks in flight, those kept for later tiles, and the shard being encoded.
+    It lives beside the chunks in flight, those kept for later tiles, the shard being encoded, and
+    what is held of a cube while it is resampled.
     """
-    share = memory_limit // 16
-    best = next((t for t in _TILES if layers * t[0] * t[1] * 2 <= share), _TILES[-1])
+    itemsize = max(2, *(plan.array(name).dtype.itemsize for name in plan.request.variables))
+    best = next(
+        (
+            tile
+            for tile in _TILES
+            if len(plan.layers) * math.prod(tile) * itemsize <= memory_limit // 16
+            and _held(plan, tile) <= memory_limit // 4
+        ),
+        _TILES[-1],
+    )
     high, wide = (
         min(side, math.ceil(size / CHUNK_SIDE) * CHUNK_SIDE)
-        for side, size in zip(best, shape, strict=True)
+        for side, size in zip(best, plan.shape[1:], strict=True)
     )
     return high, wide
+
+
+def _held(plan: Plan, tile: tuple[int, int]) -> int:
+    """Bytes at most that are held of a cube while a tile of this shape is resampled from it.
+
+    Both components of a time chunk over the tile's window in the cube, and of all wanted pairs
+    over the tile, in int16.
+    """
+    held = [0]
+    for n, lies in enumerate(plan.placements):
+        if not lies.resampled:
+            continue
+        size = plan.cubes[n].layout.variable(plan.request.variables[0]).chunks[0]
+        pairs = plan.layers.of_pair[n] >= 0
+        at_once = max(
+            int(pairs[first : first + size].sum()) for first in range(0, len(pairs), size)
+        )
+        held.append(
+            4 * at_once * _window(plan, lies, tile) + 4 * int(pairs.sum()) * math.prod(tile)
+        )
+    return max(held)
+
+
+def _window(plan: Plan, place: Placement, tile: tuple[int, int]) -> int:
+    """Pixels of a cube in the box around a tile in the middle of its window, and a margin."""
+    target, source = parse_crs(plan.crs), parse_crs(str(place.grid.crs))
+    row, column = ((side.start + side.stop) / 2 for side in (place.rows, place.columns))
+    a, _, c, _, e, f = plan.geobox.affine[:6]
+    slopes = np.abs(jacobian(target, source, c + a * column, f + e * row))
+    (xx, xy), (yx, yy) = slopes.tolist()
+    high, wide = tile[0] * abs(e), tile[1] * abs(a)
+    columns = int((xx * wide + xy * high) / abs(place.grid.affine.a)) + 5
+    rows = int((yx * wide + yy * high) / abs(place.grid.affine.e)) + 5
+    return rows * columns

@@ -148,6 +148,11 @@ def _sources(plan: Plan) -> list[dict[str, Any]]:
             "etag": cube.layout.etag,
             "pairs_read": cube.pairs,
             "pairs_kept": int((of_pair >= 0).sum()),
+            **(
+                {"resampled": plan.request.resampling, "crs": cube.crs}
+                if cube.id in plan.resampled
+                else {}
+            ),
         }
         for cube, of_pair in zip(plan.cubes, plan.layers.of_pair, strict=True)
     ]
@@ -205,6 +210,7 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
         "firnline:pairs_read": layers.read,
         "firnline:pairs_kept": layers.kept,
         "firnline:pairs_merged": layers.merged,
+        "firnline:cubes_resampled": list(plan.resampled),
         "firnline:periods": [period_label(span, request.composite or "") for span in spans],
         "firnline:stale": False,
     }
@@ -214,8 +220,13 @@ def _lineage(plan: Plan) -> str:
     strain = plan.request.strain
     composite = f", their weighted {plan.request.composite_method} over time"
     rates = f", strain rates by {METHODS[strain.method]}" if strain else ""
+    others = (
+        f", those of other lattices resampled ({plan.request.resampling}) and turned"
+        if plan.resampled
+        else ""
+    )
     return (
-        "ITS_LIVE image pairs of neighbouring cubes stitched on their lattice"
+        f"ITS_LIVE image pairs of neighbouring cubes stitched on their lattice{others}"
         f"{composite if plan.request.composite else ''}{rates}; see the provenance asset"
     )
 
@@ -344,6 +355,7 @@ def _provenance(
         },
         "sources": sources,
         "pairs": {"read": layers.read, "kept": layers.kept, "merged": layers.merged},
+        "values": {"conflicting": counts.conflicts, "speeds_recomputed": counts.recomputed},
         "fetched": {
             "requests": counts.requests,
             "bytes": counts.bytes,

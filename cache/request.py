@@ -44,6 +44,7 @@ _PRODUCT_VERSION = 1
 
 # Not part of the key without composites: requests had the same answer before these inputs came.
 _OF_COMPOSITES = ("composite_method", "max_displacement")
+_LATER = ("resampling", "recompute_speed")  # not part of it where they have their defaults
 
 Variable = Literal[
     "v", "vx", "vy", "v_error", "va", "vr", "M11", "M12", "interp_mask",
@@ -163,6 +164,16 @@ class Request(BaseModel):
         None,
         description="CRS of the result; null: that of the cubes which cover most of the area.",
     )
+    resampling: Literal["nearest", "bilinear"] = Field(
+        "nearest",
+        description="How cubes that are not on the result's lattice are brought to it, where no "
+        "other covers the ground: their vectors are turned. Flags are always nearest.",
+    )
+    recompute_speed: bool = Field(
+        False,
+        description="Store v as int32, computed from vx and vy where the cubes' int16 is full "
+        "(32767).",
+    )
     format: Literal["v3", "v2"] = Field("v3", description="Zarr version of the store.")
     pairs: bool = Field(
         True, description="Store the image pairs; false: composites and strain only."
@@ -232,8 +243,12 @@ class Request(BaseModel):
     def _one_area(self) -> Request:
         if (self.bbox is None) == (self.geometry is None):
             raise InputError("one of bbox and geometry is needed, and not both")
-        if self.out_crs is not None and parse_crs(self.out_crs).is_geographic:
-            raise InputError(f"out_crs {self.out_crs} is not projected; the cubes' CRSs are")
+        if self.out_crs is not None and not _in_metres(parse_crs(self.out_crs)):
+            raise InputError(
+                f"out_crs {self.out_crs} is not projected in metres; the cubes' CRSs are"
+            )
+        if self.recompute_speed and "v" not in self.variables:
+            raise InputError("recompute_speed is for v: ask for this variable as well")
         if not self.pairs and self.composite is None:
             raise InputError("pairs false and composite null leave nothing to store")
         if self.max_displacement is not None and self.composite is None:
@@ -260,17 +275,7 @@ class Request(BaseModel):
 
     def area_in(self, crs: CRS) -> BaseGeometry:
         """The area in another CRS, its edges densified so that they stay true."""
-        own = parse_crs(self.crs)
-        if own == crs:
-            return self.area
-        west, south, east, north = self.area.bounds
-        step = max(east - west, north - south) / 100
-        dense = shapely.segmentize(self.area, step)
-        to = transformer(own, crs)
-        moved = shapely.transform(dense, lambda xy: np.column_stack(to.transform(*xy.T)))
-        if not np.isfinite(moved.bounds).all():
-            raise GeometryError(f"the area lies outside the domain of {crs_code(crs)}")
-        return moved
+        return moved(self.area, parse_crs(self.crs), crs)
 
     def check_area(self, settings: Settings) -> None:
         """Refuse what is beyond the limits of this installation.
@@ -310,6 +315,9 @@ class Request(BaseModel):
         if self.composite is None:
             for name in _OF_COMPOSITES:
                 del inputs[name]
+        for name in _LATER:
+            if inputs[name] == type(self).model_fields[name].default:
+                del inputs[name]
         text = json.dumps([_PRODUCT_VERSION, inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -333,6 +341,25 @@ class Request(BaseModel):
                 "schema": sub,
             }
         return described
+
+
+def moved(area: BaseGeometry, source: CRS, target: CRS) -> BaseGeometry:
+    """An area in another CRS, its edges densified so that they stay true.
+
+    Raises
+    ------
+    GeometryError
+        It lies outside the other's domain.
+    """
+    if source == target:
+        return area
+    west, south, east, north = area.bounds
+    dense = shapely.segmentize(area, max(east - west, north - south) / 100)
+    to = transformer(source, target)
+    there = shapely.transform(dense, lambda xy: np.column_stack(to.transform(*xy.T)))
+    if not np.isfinite(there.bounds).all():
+        raise GeometryError(f"the area lies outside the domain of {crs_code(target)}")
+    return there
 
 
 def parse_interval(text: str) -> tuple[dt.datetime | None, dt.datetime | None]:
@@ -371,6 +398,10 @@ def _instant(text: str, of_day: dt.time) -> dt.datetime | None:
         return moment.astimezone(dt.UTC)
     except (ValueError, OverflowError):
         raise DatetimeError(f"datetime {text[:60]!r} is not accepted; {_DATETIME_FORM}") from None
+
+
+def _in_metres(crs: CRS) -> bool:
+    return crs.is_projected and all(a.unit_conversion_factor == 1 for a in crs.axis_info[:2])
 
 
 def _bbox_area(bbox: tuple[float, ...], geographic: bool) -> BaseGeometry:

@@ -20,7 +20,7 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Connection, Engine, func, literal, select
 
 from firnline.arrays import basenames, instants, read_array
-from firnline.cache.request import Request
+from firnline.cache.request import Request, moved
 from firnline.chunks import ChunkReader, Keeper
 from firnline.crs import parse_crs
 from firnline.cube import Cube, parse_cube, read_cube
@@ -34,6 +34,7 @@ from firnline.tables import cubes as cubes_table
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
+_LEAST = 1.0  # m2: what sides that touch share by rounding
 _DAYS = "days since 1970-01-01"
 # Without these a pair has no place in time, or no identity: their absence is damage, not 'no data'.
 _NEEDED = ("granule_url", "acquisition_date_img1", "acquisition_date_img2")
@@ -61,6 +62,7 @@ class OpenCube:
     """
 
     id: str
+    crs: str
     source: Source
     layout: Cube
     x: Raw
@@ -83,19 +85,32 @@ def find_cubes(engine: Engine, request: Request, window: str | None = None) -> l
     Parameters
     ----------
     window
-        A CRS: then the cubes in that CRS which share some of the area's bounding window there,
-        which is what is stored, and may be more.
+        A CRS: then the cubes that a store in it needs: those in that CRS which share some of the
+        area's bounding window there, which is what is stored, and may be more; and those of
+        others that share some of what is left of it.
 
     Raises
     ------
     NoCoverageError
     """
     if window is None:
-        asked = footprint(request.area, parse_crs(request.crs))
-    else:
-        asked = footprint(box(*request.area_in(parse_crs(window)).bounds), window)
+        return _sharing(engine, request, request.area, request.crs)
+    whole = box(*request.area_in(parse_crs(window)).bounds)
+    found = _sharing(engine, request, whole, window)
+    own = [cube for cube in found if cube.crs == window]
+    left = shapely.difference(whole, shapely.union_all([cube.area for cube in own]))
+    others = [cube for cube in found if cube.crs != window]
+    if left.area < _LEAST or not others:
+        return own or others
+    return own + [cube for cube in others if _shared(left, window, cube) > _LEAST]
+
+
+def _sharing(engine: Engine, request: Request, area: BaseGeometry, crs: str) -> list[CubeItem]:
+    """The cubes whose own outline shares some of an area."""
     near = func.ST_Intersects(
-        items.c.footprint, literal(shapely.to_wkb(asked), Footprint()), type_=Boolean()
+        items.c.footprint,
+        literal(shapely.to_wkb(footprint(area, parse_crs(crs))), Footprint()),
+        type_=Boolean(),
     )
     with reading(engine) as connection:
         contents = connection.scalars(
@@ -103,21 +118,20 @@ def find_cubes(engine: Engine, request: Request, window: str | None = None) -> l
             .where(items.c.collection == request.collection, LIVING, near)
             .order_by(items.c.id)
         ).all()
-    found = [_cube_item(json.loads(content)) for content in contents]
     # lon/lat footprints are true to 100 m; the cube's own CRS decides
-    chosen = []
-    for cube in found:
-        if window in (None, cube.crs):
-            area = request.area_in(parse_crs(cube.crs))
-            area = area if window is None else box(*area.bounds)
-            if area.intersection(cube.area).area:
-                chosen.append(cube)
+    found = [_cube_item(json.loads(content)) for content in contents]
+    chosen = [cube for cube in found if _shared(area, crs, cube)]
     if not chosen:
         raise NoCoverageError(
             "no cube of the catalog covers this area; "
             "search the collection itslive-cubes for what there is"
         )
     return chosen
+
+
+def _shared(area: BaseGeometry, crs: str, cube: CubeItem) -> float:
+    """What an area and a cube share, in square metres of the cube's CRS."""
+    return float(moved(area, parse_crs(crs), parse_crs(cube.crs)).intersection(cube.area).area)
 
 
 def _cube_item(content: Mapping[str, Any]) -> CubeItem:
@@ -151,12 +165,16 @@ def indexed_cubes(
         if any(cube.id not in rows or rows[cube.id].url != cube.href for cube in chosen):
             return None
         return [
-            _indexed_cube(connection, rows[cube.id], Source(cube.href, allowed=allowed), where)
+            _indexed_cube(
+                connection, cube, rows[cube.id], Source(cube.href, allowed=allowed), where
+            )
             for cube in chosen
         ]
 
 
-def _indexed_cube(connection: Connection, row: Any, source: Source, where: PairFilter) -> OpenCube:
+def _indexed_cube(
+    connection: Connection, item: CubeItem, row: Any, source: Source, where: PairFilter
+) -> OpenCube:
     layout = parse_cube(row.url, zlib.decompress(row.layout), row.etag)
     properties = json.loads(row.facts)["properties"]
     step_x, _, left, _, step_y, top = properties["proj:transform"]
@@ -178,6 +196,7 @@ def _indexed_cube(connection: Connection, row: Any, source: Source, where: PairF
         per_pair[f"satellite_img{image}"] = np.array([name[1:] for name in names.tolist()], "U")
     return OpenCube(
         id=row.id,
+        crs=item.crs,
         source=source,
         layout=layout,
         x=left + step_x * (np.arange(width) + 0.5),
@@ -228,6 +247,7 @@ def open_cube(
     layout = _in_days(layout, read)
     return OpenCube(
         id=item.id,
+        crs=item.crs,
         source=source,
         layout=layout,
         x=read.pop("x"),

@@ -2,7 +2,8 @@
 
 Pure. An image pair usually lies in several neighbouring cubes, each with its part of the scene:
 its identity is the basename of its granule, not its mid-date, which is not unique. Cubes of one
-CRS lie on one lattice and abut, so that merging a pair moves no value and loses none.
+CRS lie on one lattice and mostly abut, so that merging a pair moves no value and loses none; where
+two have a pixel, the first that has a value for the pair gives it.
 """
 
 from __future__ import annotations
@@ -139,6 +140,29 @@ def scatter(
     """
     pairs, layers = moves
     _lines(target, rows[0], columns[0])[layers] = _lines(values, rows[1], columns[1])[pairs]
+
+
+def fill(
+    target: Raw,
+    values: Raw,
+    moves: tuple[Raw, Raw],
+    rows: tuple[slice, slice],
+    columns: tuple[slice, slice],
+    missing: Any,
+) -> int:
+    """As :func:`scatter`, but only where the target has nothing yet.
+
+    Returns
+    -------
+    int
+        How many values are there already, and others than those that came.
+    """
+    pairs, layers = moves
+    here = target[:, rows[0], columns[0]]
+    old, new = here[layers], values[pairs, rows[1], columns[1]]
+    empty = old == missing
+    here[layers] = np.where(empty, new, old)
+    return int(np.count_nonzero(~empty & (new != missing) & (new != old)))
 
 
 def _lines(whole: Raw, rows: slice, columns: slice) -> Raw:

@@ -55,6 +55,12 @@ def create_pairs(path: Path, plan: Plan) -> None:
     )
     group.attrs["title"] = "ITS_LIVE image-pair velocities of one area, stitched by firnline"
     group.attrs["source"] = plan.attribution
+    if plan.resampled:
+        group.attrs["comment"] = (
+            "Where no cube on this grid covers the ground (see cube_resampled of source_cube), "
+            f"values are resampled ({request.resampling}) from cubes on other grids: velocities "
+            "and errors turned to these axes, v made from vx and vy; M11 and M12 are missing there"
+        )
     times = layers.mid_date.astype("M8[us]").astype("i8")
     _put(
         group,
@@ -91,6 +97,8 @@ def create_pairs(path: Path, plan: Plan) -> None:
             "long_name": "cube that the pixel comes from",
             "flag_values": list(range(len(plan.cubes))),
             "flag_meanings": " ".join(cube.id for cube in plan.cubes),
+            "cube_crs": " ".join(cube.crs for cube in plan.cubes),
+            "cube_resampled": [int(place.resampled) for place in plan.placements],
             "grid_mapping": GRID_MAPPING,
         },
         np.int16(-1),
@@ -99,6 +107,8 @@ def create_pairs(path: Path, plan: Plan) -> None:
     for name in request.variables:
         array = plan.array(name)
         attributes = _attributes(array.attributes) | _crs_attributes(plan.crs)
+        if name == "v" and request.recompute_speed:
+            attributes["comment"] = "from vx and vy where it is too fast for the source's int16"
         if request.format == "v3":
             chunks = (CHUNK_TIME, CHUNK_SIDE, CHUNK_SIDE)
             shards = (SHARD_TIME, high, wide)

@@ -277,7 +277,11 @@ def _rounded(values: Floats, dtype: np.dtype[Any], missing: float) -> Raw:
 
 
 def plan_resampling(
-    source: GeoBox, target: GeoBox, method: Literal["nearest", "bilinear"] = "bilinear"
+    source: GeoBox,
+    target: GeoBox,
+    method: Literal["nearest", "bilinear"] = "bilinear",
+    *,
+    where: NDArray[np.bool_] | None = None,
 ) -> Resampling:
     """Find out once how the pixels of one grid are made of another's, for any number of layers.
 
@@ -288,6 +292,8 @@ def plan_resampling(
     method : {"nearest", "bilinear"}
         Nearest keeps every measured value and moves it by up to half a pixel; bilinear places it
         right and smooths.
+    where
+        ``(y, x)``: only these pixels of the target are wanted; default: all.
 
     Returns
     -------
@@ -318,6 +324,8 @@ def plan_resampling(
     inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
     size = source.shape
     inside = (column >= 0) & (column < size.x) & (row >= 0) & (row < size.y)
+    if where is not None:
+        inside &= where
     window, corners = _corners(column, row, inside, (size.y, size.x), method)
     return Resampling(window, inside, corners, np.einsum("ij,jkyx->ikyx", to_target, inverse))
 

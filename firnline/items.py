@@ -115,6 +115,10 @@ def cube_name(id: str) -> tuple[int, int, tuple[float, float]] | None:
     return epsg, spacing, (float(x), float(y))
 
 
+LATTICE_EDGE = 7.5
+"""Metres that the cells of ITS_LIVE's lattice lie west and north of multiples of the spacing."""
+
+
 def grid_of_tile(
     tile: tuple[float, float, float, float], spacing: int = 120
 ) -> tuple[list[int], list[float]]:
@@ -137,7 +141,7 @@ def grid_of_tile(
     left, bottom, right, top = tile
     first, last = ceil(left / spacing), ceil(right / spacing)
     lowest, highest = floor(bottom / spacing), floor(top / spacing)
-    edges = (first * spacing - 7.5, highest * spacing + 7.5)
+    edges = (first * spacing - LATTICE_EDGE, highest * spacing + LATTICE_EDGE)
     return (
         [highest - lowest, last - first],
         [float(spacing), 0.0, edges[0], 0.0, -float(spacing), edges[1]],

@@ -316,6 +316,66 @@ def write_scale_cubes(
     return _finish(root, base_url, records, flow, aoi, mosaics=False)
 
 
+def write_tiles(
+    root: Path,
+    base_url: str,
+    tiles: Sequence[tuple[int, Bounds]],
+    *,
+    flow: FlowField,
+    pairs: int = 24,
+    start: str = "2017-01-01",
+    end: str = "2020-12-31",
+    seed: int = 0,
+    noise: float = 1.0,
+    missing: float = 0.5,
+) -> Mirror:
+    """Write small cubes anywhere, of any CRS: apart, side by side, or one over the other.
+
+    Half of a cube's pairs lie in all cubes of its CRS; where cubes overlap, they agree on those
+    up to their noise. No mosaics, and all chunks exist.
+
+    Parameters
+    ----------
+    root, base_url, start, end, seed, noise, missing
+        As for :func:`write_mirror`.
+    tiles : sequence of (int, tuple of float)
+        EPSG code and left, bottom, right, top of each cube, no two of one centre.
+    flow : FlowField
+        What all of them see.
+    pairs : int
+        Image pairs a cube.
+
+    Returns
+    -------
+    Mirror
+        Its area is the first tile.
+
+    Raises
+    ------
+    InputError
+        An argument is out of its range.
+    """
+    _check(pairs, missing, noise)
+    maker = PairMaker(np.random.default_rng((seed, 7)), base_url, start, end, missing)
+    base_url = base_url.rstrip("/")
+    common: dict[int, Pairs] = {}
+    records = []
+    for number, (epsg, bounds) in enumerate(tiles):
+        sides = np.array([sides for code, sides in tiles if code == epsg])
+        whole = (*sides[:, :2].min(axis=0), *sides[:, 2:].max(axis=0))
+        if epsg not in common:
+            common[epsg] = maker.make(pairs // 2, "22W", whole)
+        mixed = join([common[epsg], maker.make(pairs - pairs // 2, "22W", whole)])
+        order = np.random.default_rng((seed, 11, number)).permutation(pairs)
+        spec = _spec(epsg, bounds)
+        content = CubeContent(
+            pairs=mixed.take(order), flow=flow, noise=noise, seed=(seed, number), blunders=1
+        )
+        write_cube(root, spec, content, base_url)
+        records.append(_record(spec, content.pairs, ()))
+    return _finish(root, base_url, records, flow, tiles[0][1], mosaics=False)
+
+
 def _check(pairs: int, missing: float, noise: float) -> None:
     if pairs < 16:
         raise InputError(f"pairs must be at least 16, not {pairs}")

@@ -60,6 +60,12 @@ def materialise(
         float | None, typer.Option(help="Kelvin: von Mises stresses at this temperature.")
     ] = None,
     out_crs: Annotated[str | None, typer.Option(help="CRS of the result.")] = None,
+    resampling: Annotated[
+        str, typer.Option(help="Of cubes in other CRSs: nearest or bilinear.")
+    ] = "nearest",
+    recompute_speed: Annotated[
+        bool, typer.Option("--recompute-speed", help="v from vx and vy where it is saturated.")
+    ] = False,
     format: Annotated[str, typer.Option(help="Zarr version: v3 or v2.")] = "v3",
     pairs: Annotated[bool, typer.Option(help="Store the image pairs.")] = True,
     priority: Annotated[
@@ -96,6 +102,8 @@ def materialise(
         if strain and composite != "none"
         else False,
         "out_crs": out_crs,
+        "resampling": resampling,
+        "recompute_speed": recompute_speed,
         "format": format,
         "pairs": pairs,
     }

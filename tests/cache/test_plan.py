@@ -58,6 +58,7 @@ def make_cube(
     days = np.array([int(granule[1:]) // 2 for granule in granules])  # two granules share a date
     cube = OpenCube(
         id=name,
+        crs="EPSG:3413",
         source=SimpleNamespace(url=f"http://x/{name}"),  # type: ignore[arg-type]
         layout=layout,
         x=LEFT + step * (corner[1] + 0.5 + np.arange(shape[2])),
@@ -126,6 +127,14 @@ def test_carrying_out_a_plan_equals_slicing(data: st.DataObject) -> None:
     start, end = (np.datetime64("2018-01-01") + day for day in days)
     asked = request(bbox=bbox, datetime=f"{start}/{end}")
 
+    def in_area(one: Made) -> bool:
+        west, south, east, north = bbox
+        return bool(
+            (abs(one.cube.x - (west + east) / 2) < (east - west) / 2 + 60).any()
+            and (abs(one.cube.y - (south + north) / 2) < (north - south) / 2 + 60).any()
+        )
+
+    made = [one for one in made if in_area(one)]  # what the catalog finds
     whole: dict[bytes, np.ndarray[Any, Any]] = {}
     dates: dict[bytes, Any] = {}
     for one in made:
@@ -177,16 +186,12 @@ def test_source_cube_says_where_a_pixel_comes_from() -> None:
 def test_misfits_are_refused() -> None:
     one = make_cube("a", (0, 0), (1, 10, 10), (1, 10, 10), ["g00"])
     asked = request(bbox=[LEFT, TOP - 1200, LEFT + 1200, TOP])
-    shifted = make_cube("b", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"])
-    shifted.cube.x[:] += 30
-    with pytest.raises(SourceCorruptError, match="does not lie on the grid of a"):
-        plan_of(asked, [one, shifted])
-    coarse = make_cube("c", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"], step=240)
-    with pytest.raises(SourceCorruptError, match="grid"):
-        plan_of(asked, [one, coarse])
-    over = make_cube("e", (5, 5), (1, 10, 10), (1, 10, 10), ["g00"])
-    with pytest.raises(SourceCorruptError, match="e and a overlap"):
-        plan_of(asked, [one, over])
+    for axis in ("x", "y"):
+        turned = make_cube("b", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"])
+        getattr(turned.cube, axis)[:] = getattr(turned.cube, axis)[::-1].copy()
+        for order in ([one, turned], [turned, one]):
+            with pytest.raises(SourceCorruptError, match="x/b: x must ascend and y descend"):
+                plan_of(asked, order)
     other = make_cube("d", (0, 10), (1, 10, 10), (1, 10, 10), ["g00"])
     big_endian = replace(other.cube.layout.arrays["vx"], dtype=np.dtype(">i2"))
     other.cube.layout.arrays["vx"] = big_endian  # type: ignore[index]
@@ -234,4 +239,4 @@ def test_crs_is_that_which_covers_most() -> None:
     assert choose_crs(forced, [half, whole]) == "EPSG:3413"
     with pytest.raises(NoCoverageError, match="EPSG:32623"):
         choose_crs(request(bbox=list(area.bounds), out_crs="EPSG:3031"), [whole])
-    assert [cube.id for cube in by_coverage(asked, [half, full])] == ["full", "polar"]
+    assert [cube.id for cube in by_coverage(asked, "EPSG:3413", [half, full])] == ["full", "polar"]
