@@ -125,9 +125,7 @@ def target_grid(request: Request, crs: str, grids: Sequence[GeoBox]) -> GeoBox:
         if side is None:
             raise _nothing()
         sides.append(side)
-    rows, columns = sides
-    affine = Affine(a, 0, c + columns.start * a, 0, e, f + rows.start * e)
-    return GeoBox((rows.stop - rows.start, columns.stop - columns.start), affine, crs)
+    return cut(GeoBox((1, 1), Affine(a, 0, c, 0, e, f), crs), *sides)
 
 
 def place(geobox: GeoBox, grids: Sequence[GeoBox]) -> tuple[GeoBox, dict[int, Placement], Raw]:
@@ -195,7 +193,7 @@ def place(geobox: GeoBox, grids: Sequence[GeoBox]) -> tuple[GeoBox, dict[int, Pl
     if (rows, columns) != whole:
         placed = {n: one.moved(rows.start, columns.start) for n, one in placed.items()}
         owner = owner[rows, columns].copy()
-        geobox = geobox[rows, columns]
+        geobox = cut(geobox, rows, columns)
     return geobox, placed, owner
 
 
@@ -214,6 +212,13 @@ def covered(geobox: GeoBox, grid: GeoBox, where: Raw) -> Raw:
             inside = (row >= 0) & (row < grid.shape.y) & (column >= 0) & (column < grid.shape.x)
         found[rows[inside] + first, columns[inside]] = True
     return found
+
+
+def cut(geobox: GeoBox, rows: slice, columns: slice) -> GeoBox:
+    """A window of a grid (`geobox[...]` of odc-geo 0.5 warns with affine 3)."""
+    a, _, c, _, e, f = geobox.affine[:6]
+    affine = Affine(a, 0, c + columns.start * a, 0, e, f + rows.start * e)
+    return GeoBox((rows.stop - rows.start, columns.stop - columns.start), affine, geobox.crs)
 
 
 def overlap(one: slice, other: slice) -> slice | None:

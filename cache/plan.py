@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from odc.geo.geobox import GeoBox
 
-from firnline.cache.lattice import Placement, bounds_of, cube_grid, overlap, place, target_grid
+from firnline.cache.lattice import Placement, bounds_of, cube_grid, cut, overlap, place, target_grid
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
 from firnline.cache.stitch import Layers, PairTable, merge_pairs
@@ -226,7 +226,7 @@ class Plan:
             slice(side.start + part.start, side.start + part.stop)
             for side, part in zip(shared, inner, strict=True)
         )
-        target = self.geobox[rows, columns]
+        target = cut(self.geobox, rows, columns)
         made = plan_resampling(place.grid, target, self._method(variable), where=mine[inner])
         return ((rows, columns), made) if made.inside.any() else None
 

@@ -237,6 +237,8 @@ def test_crs_is_that_which_covers_most() -> None:
     assert choose_crs(asked, [full, whole]) == "EPSG:3413"  # that in which the area was given
     forced = request(bbox=list(area.bounds), out_crs="EPSG:3413")
     assert choose_crs(forced, [half, whole]) == "EPSG:3413"
-    with pytest.raises(NoCoverageError, match="EPSG:32623"):
-        choose_crs(request(bbox=list(area.bounds), out_crs="EPSG:3031"), [whole])
+    other = request(bbox=list(area.bounds), out_crs="EPSG:32624")  # though no cube is in it
+    assert choose_crs(other, [half, whole]) == "EPSG:32624"
+    one = CubeItem("other", "http://x", "EPSG:32623", box(*inside), 1)
+    assert [c.id for c in by_coverage(asked, "EPSG:3413", [one, half])] == ["polar", "other"]
     assert [cube.id for cube in by_coverage(asked, "EPSG:3413", [half, full])] == ["full", "polar"]
