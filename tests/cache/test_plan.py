@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from shapely.geometry import box
 from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
-from firnline.cache.stitch import scatter
+from firnline.cache.stitch import fill, scatter
 from firnline.cube import Array, Cube
 from firnline.errors import (
     NoCoverageError,
@@ -48,21 +49,23 @@ def make_cube(
     *,
     step: float = 120.0,
     etag: str = '"1"',
+    variable: str = "vx",
+    shift: tuple[float, float] = (0.0, 0.0),
 ) -> Made:
-    """A cube whose first pixel is (row, column) `corner` of the lattice."""
+    """A cube whose first pixel is (row, column) `corner` of the lattice, or `shift` pixels off."""
     rng = np.random.default_rng(abs(hash((name, corner, shape))) % 2**32)
-    array = Array("vx", ("mid_date", "y", "x"), shape, chunks, np.dtype("i2"), None, None,
+    array = Array(variable, ("mid_date", "y", "x"), shape, chunks, np.dtype("i2"), None, None,
                   attributes={"missing_value": MISSING})  # fmt: skip
     time = Array("mid_date", ("mid_date",), shape[:1], shape[:1], np.dtype("f8"), None, None)
-    layout = Cube(f"http://x/{name}", etag, {"vx": array, "mid_date": time}, {})
+    layout = Cube(f"http://x/{name}", etag, {variable: array, "mid_date": time}, {})
     days = np.array([int(granule[1:]) // 2 for granule in granules])  # two granules share a date
     cube = OpenCube(
         id=name,
         crs="EPSG:3413",
         source=SimpleNamespace(url=f"http://x/{name}"),  # type: ignore[arg-type]
         layout=layout,
-        x=LEFT + step * (corner[1] + 0.5 + np.arange(shape[2])),
-        y=TOP - step * (corner[0] + 0.5 + np.arange(shape[1])),
+        x=LEFT + step * (corner[1] + shift[1] + 0.5 + np.arange(shape[2])),
+        y=TOP - step * (corner[0] + shift[0] + 0.5 + np.arange(shape[1])),
         mid_date=np.datetime64("2018-01-01", "us") + days.astype("m8[D]"),
         granule=np.array(granules, "S8"),
         per_pair={},
@@ -80,25 +83,57 @@ def plan_of(asked: Request, made: list[Made], memory_limit: int = 1) -> Plan:
     return make_plan(asked, "EPSG:3413", cubes, memory_limit=memory_limit, max_bytes=10**12)
 
 
-def carry_out(plan: Plan, made: list[Made]) -> tuple[np.ndarray[Any, Any], set[tuple[int, str]]]:
-    """The store that a plan makes, and the chunks that it read."""
-    store = np.full(plan.shape, 7777, "i2")
-    used = set()
+@dataclass
+class Carried:
+    """The store that a plan makes, the chunks that it read, and the values in conflict."""
+
+    store: np.ndarray[Any, Any]
+    used: set[tuple[int, str]]
+    conflicts: int = 0
+
+
+def carry_out(plan: Plan, made: list[Made]) -> Carried:
+    """What a plan makes, chunk by chunk in plain numpy."""
+    (variable,) = plan.request.variables
+    done = Carried(np.full(plan.shape, 7777, "i2"), set())
+    values_of = {one.cube.id: one.values for one in made}
     for tile in plan.tiles:
         target = np.full((plan.shape[0], *tile.shape), MISSING, "i2")
-        for chunk in plan.chunks(tile, "vx"):
-            array = plan.cubes[chunk.cube].layout.variable("vx")
-            whole = np.full(array.chunks, 555, "i2")  # a chunk on the edge has the full shape
-            corner = [i * n for i, n in zip(chunk.index, array.chunks, strict=True)]
-            window = tuple(slice(c, c + n) for c, n in zip(corner, array.chunks, strict=True))
-            part = made[chunk.cube].values[window]
-            whole[tuple(slice(n) for n in part.shape)] = part
-            moves = plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
-            assert len(moves[0]), "a time chunk without a wanted pair is not read"
-            scatter(target, whole, moves, chunk.rows, chunk.columns)
-            used.add((chunk.cube, chunk.key))
-        store[:, tile.rows, tile.columns] = target
-    return store, used
+        for part in plan.parts(tile, variable):
+            found = None if part.time is None else plan.resampling(tile, part.cube, variable)
+            into = target
+            if found is not None:
+                pairs = len(plan.cubes[part.cube].mid_date)
+                into = np.full((pairs, *(s.stop - s.start for s in found[1].window)), MISSING, "i2")
+            for chunk in part.chunks:
+                array = plan.cubes[chunk.cube].layout.variable(variable)
+                whole = np.full(array.chunks, 555, "i2")  # a chunk on the edge has the full shape
+                corner = [i * n for i, n in zip(chunk.index, array.chunks, strict=True)]
+                window = tuple(slice(c, c + n) for c, n in zip(corner, array.chunks, strict=True))
+                piece = values_of[plan.cubes[chunk.cube].id][window]
+                whole[tuple(slice(n) for n in piece.shape)] = piece
+                moves = plan.moves(chunk.cube, chunk.index[0], array.chunks[0])
+                assert len(moves[0]), "a time chunk without a wanted pair is not read"
+                done.used.add((chunk.cube, chunk.key))
+                if found is not None:
+                    scatter(into, whole, (moves[0], moves[0]), chunk.rows, chunk.columns)
+                elif part.fills:
+                    done.conflicts += fill(into, whole, moves, chunk.rows, chunk.columns, MISSING)
+                else:
+                    scatter(into, whole, moves, chunk.rows, chunk.columns)
+            if found is not None:
+                (rows, columns), resampling = found
+                assert part.time is not None
+                size = plan.cubes[part.cube].layout.variable(variable).chunks[0]
+                pairs, layers = plan.moves(part.cube, part.time, size)
+                made_of = resampling.scalars(into, MISSING)
+                at = [
+                    (slice(side.start - start, side.stop - start), slice(0, side.stop - side.start))
+                    for side, start in ((rows, tile.rows.start), (columns, tile.columns.start))
+                ]
+                done.conflicts += fill(target, made_of, (pairs, layers), at[0], at[1], MISSING)
+        done.store[:, tile.rows, tile.columns] = target
+    return done
 
 
 @settings(deadline=None, max_examples=80)
@@ -152,13 +187,101 @@ def test_carrying_out_a_plan_equals_slicing(data: st.DataObject) -> None:
     expected = np.stack([whole[g][row : row + rows, column : column + columns] for g in order])
 
     plan = plan_of(asked, made)
-    store, used = carry_out(plan, made)
-    np.testing.assert_array_equal(store, expected)
+    done = carry_out(plan, made)
+    np.testing.assert_array_equal(done.store, expected)
     assert plan.layers.granule.tolist() == order
     np.testing.assert_allclose(plan.x, LEFT + 120 * (column + 0.5 + np.arange(columns)))
     np.testing.assert_allclose(plan.y, TOP - 120 * (row + 0.5 + np.arange(rows)))
-    assert used == set(plan.uses)
+    assert done.used == set(plan.uses)
     assert (plan.source_cube >= 0).all()
+
+
+@settings(deadline=None, max_examples=120)
+@given(data=st.data())
+def test_overlaps_and_other_lattices_equal_brute_force(data: st.DataObject) -> None:
+    """Cubes anywhere, some beside the lattice: value by value, the first that may and has one."""
+    draw = data.draw
+    beside = draw(st.sampled_from([(0.3, 0.45), (0.5, 0.0), (-0.2, 0.1)]))
+    made, shifts = [], []
+    for n in range(draw(st.integers(1, 4))):
+        shift = (0.0, 0.0) if n == 0 else draw(st.sampled_from([(0.0, 0.0), beside, (0.1, 0.1)]))
+        names = draw(st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True))
+        shape = (len(names), draw(st.integers(2, 24)), draw(st.integers(2, 24)))
+        chunks = (draw(st.integers(1, 6)), draw(st.integers(3, 9)), draw(st.integers(3, 9)))
+        corner = draw(st.integers(0, 12)), draw(st.integers(0, 12))
+        one = make_cube(
+            f"c{n}", corner, shape, chunks, [f"g{k:02}" for k in names], variable="v_error",
+            shift=shift,
+        )  # fmt: skip
+        seed = np.random.default_rng(draw(st.integers(0, 9)))
+        one.values[...] = seed.integers(0, 3, shape)  # the same value often, and not always
+        one.values[seed.random(shape) < 0.5] = MISSING
+        made.append(one)
+        shifts.append((shift, corner))
+    row, column = draw(st.integers(0, 20)), draw(st.integers(0, 20))
+    rows, columns = draw(st.integers(1, 30)), draw(st.integers(1, 30))
+    bbox = [
+        LEFT + 120 * column, TOP - 120 * (row + rows), LEFT + 120 * (column + columns),
+        TOP - 120 * row,
+    ]  # fmt: skip
+
+    first = {one.cube.id: n for n, one in enumerate(made)}
+    order = sorted(range(len(made)), key=lambda n: shifts[n][0] != (0.0, 0.0))
+    lattice = np.full((rows, columns), -1)
+    lattices = [(0.0, 0.0)]
+    claims: dict[int, list[tuple[int, int, int, int]]] = {}
+    for n in order:
+        (down, right), corner = shifts[n]
+        if (down, right) not in lattices:
+            lattices.append((down, right))
+        number = lattices.index((down, right))
+        for i in range(rows):
+            for j in range(columns):
+                a = math.floor(row + i + 0.5 - corner[0] - down)
+                b = math.floor(column + j + 0.5 - corner[1] - right)
+                inside = 0 <= a < len(made[n].cube.y) and 0 <= b < len(made[n].cube.x)
+                if inside and lattice[i, j] in (-1, number):
+                    lattice[i, j] = number
+                    claims.setdefault(n, []).append((i, j, a, b))
+    asked = request(bbox=bbox, variables=["v_error"])
+    if not claims:
+        with pytest.raises(NoCoverageError, match="no pixel"):
+            plan_of(asked, made)
+        return
+    expected: dict[bytes, Any] = {}
+    conflicts = 0
+    owner = np.full((rows, columns), -1)
+    for number, n in enumerate(n for n in order if n in claims):
+        for i, j, _, _ in claims[n]:
+            owner[i, j] = number if owner[i, j] < 0 else owner[i, j]
+        for k, granule in enumerate(made[n].cube.granule.tolist()):
+            layer = expected.setdefault(granule, np.full((rows, columns), MISSING))
+            for i, j, a, b in claims[n]:
+                value = made[n].values[k, a, b]
+                if layer[i, j] == MISSING:
+                    layer[i, j] = value
+                else:
+                    conflicts += int(value not in (MISSING, layer[i, j]))
+    kept = np.ix_(np.flatnonzero((lattice >= 0).any(1)), np.flatnonzero((lattice >= 0).any(0)))
+    rows_kept, columns_kept = (np.ravel(side) for side in kept)
+    kept = np.ix_(
+        np.arange(rows_kept[0], rows_kept[-1] + 1), np.arange(columns_kept[0], columns_kept[-1] + 1)
+    )
+
+    plan = plan_of(asked, made, draw(st.sampled_from([1, 10**9])))
+    done = carry_out(plan, made)
+    assert [first[cube.id] for cube in plan.cubes] == [n for n in order if n in claims]
+    np.testing.assert_array_equal(plan.source_cube, owner[kept])
+    names = plan.layers.granule.tolist()
+    assert sorted(names) == sorted(expected)
+    np.testing.assert_array_equal(done.store, np.stack([expected[g][kept] for g in names]))
+    assert done.conflicts == conflicts
+    assert done.used == set(plan.uses)
+    assert plan.summary().get("resampled", {}) == {
+        one.cube.id: "EPSG:3413"
+        for n, one in enumerate(made)
+        if n in claims and shifts[n][0] != (0.0, 0.0)
+    }
 
 
 def test_only_time_chunks_with_wanted_pairs_are_read() -> None:
