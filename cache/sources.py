@@ -26,7 +26,7 @@ from firnline.crs import parse_crs
 from firnline.cube import Cube, parse_cube, read_cube
 from firnline.database import reading
 from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
-from firnline.footprint import footprint
+from firnline.footprint import TOLERANCE, footprint
 from firnline.pairs import PairFilter, read_pairs
 from firnline.source import Source
 from firnline.tables import LIVING, Footprint, items
@@ -107,9 +107,12 @@ def find_cubes(engine: Engine, request: Request, window: str | None = None) -> l
 
 def _sharing(engine: Engine, request: Request, area: BaseGeometry, crs: str) -> list[CubeItem]:
     """The cubes whose own outline shares some of an area."""
+    system = parse_crs(crs)
+    # footprints are true to their tolerance; the cube's own CRS decides
+    wide = area.buffer(2 * TOLERANCE) if system.is_projected else area
     near = func.ST_Intersects(
         items.c.footprint,
-        literal(shapely.to_wkb(footprint(area, parse_crs(crs))), Footprint()),
+        literal(shapely.to_wkb(footprint(wide, system)), Footprint()),
         type_=Boolean(),
     )
     with reading(engine) as connection:
@@ -118,7 +121,6 @@ def _sharing(engine: Engine, request: Request, area: BaseGeometry, crs: str) -> 
             .where(items.c.collection == request.collection, LIVING, near)
             .order_by(items.c.id)
         ).all()
-    # lon/lat footprints are true to 100 m; the cube's own CRS decides
     found = [_cube_item(json.loads(content)) for content in contents]
     chosen = [cube for cube in found if _shared(area, crs, cube)]
     if not chosen:
@@ -240,6 +242,12 @@ def open_cube(
     for name in ("x", "y"):
         if len(read[name]) < 2 or not np.ptp(np.diff(read[name])) < 1e-3:
             raise SourceCorruptError(f"{source.url}: {name} is not an evenly spaced axis")
+    mapping = layout.arrays.get("mapping")
+    stated = None if mapping is None else mapping.attributes.get("spatial_epsg")
+    if isinstance(stated, int) and f"EPSG:{stated}" != item.crs:
+        raise SourceCorruptError(
+            f"{source.url} is in EPSG:{stated}; the catalog has it in {item.crs}: harvest it anew"
+        )
     granule = read.pop("granule_url", None)
     if granule is None:
         raise SourceMissingError(f"{source.url} has no granule_url, by which pairs are told apart")

@@ -15,7 +15,7 @@ exist on disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -322,6 +322,7 @@ def write_tiles(
     tiles: Sequence[tuple[int, Bounds]],
     *,
     flow: FlowField,
+    sharded: Collection[int] = (),
     pairs: int = 24,
     start: str = "2017-01-01",
     end: str = "2020-12-31",
@@ -342,6 +343,8 @@ def write_tiles(
         EPSG code and left, bottom, right, top of each cube, no two of one centre.
     flow : FlowField
         What all of them see.
+    sharded : collection of int
+        Which of the tiles are of version 2.2; those of version 2 have a saturated blunder each.
     pairs : int
         Image pairs a cube.
 
@@ -367,12 +370,14 @@ def write_tiles(
             common[epsg] = maker.make(pairs // 2, "22W", whole)
         mixed = join([common[epsg], maker.make(pairs - pairs // 2, "22W", whole)])
         order = np.random.default_rng((seed, 11, number)).permutation(pairs)
-        spec = _spec(epsg, bounds)
         content = CubeContent(
             pairs=mixed.take(order), flow=flow, noise=noise, seed=(seed, number), blunders=1
         )
-        write_cube(root, spec, content, base_url)
-        records.append(_record(spec, content.pairs, ()))
+        version = "2.2" if number in sharded else "2"
+        spec = _spec(epsg, bounds, version)
+        write = write_sharded_cube if number in sharded else write_cube
+        write(root, spec, content, base_url)
+        records.append(_record(spec, content.pairs, (), version))
     return _finish(root, base_url, records, flow, tiles[0][1], mosaics=False)
 
 
