@@ -8,6 +8,13 @@ a  xarray  ``open_dataset(chunks="auto")`` -> ``sel`` -> ``concat`` -> ``to_zarr
 b  xarray  the same with the chunks of the source
 c  firnline  plan, fetch, stitch, write: the same variables
 d  firnline  with composites, strain rates, COGs, quicklook and provenance as well
+
+And where two CRSs meet: half of the area in a cube of EPSG:3413, half in one of UTM zone 22.
+
+w  rasterio  the UTM cube's window read, each layer of each variable warped by GDAL (nearest),
+             put beside the other cube's, written: not turned, merged or sorted
+n  firnline  nearest, vectors turned
+l  firnline  bilinear, vectors turned
 """
 
 from __future__ import annotations
@@ -46,7 +53,56 @@ def naive(context: dict[str, Any], chunks: Any) -> dict[str, Any]:
     return {"layers": whole.sizes["mid_date"]}
 
 
-def firnline(context: dict[str, Any], products: bool) -> dict[str, Any]:
+def warped(context: dict[str, Any]) -> dict[str, Any]:
+    """Both cubes on the first one's grid, layer after layer, by GDAL; with chunks as firnline's."""
+    import numpy as np
+    import xarray as xr
+    import zarr
+    from affine import Affine
+    from pyproj import Transformer
+    from rasterio.warp import Resampling, reproject
+    from zarr.codecs import BloscCodec
+
+    west, south, east, north = context["aoi"]
+    cubes = [
+        xr.open_dataset(url, engine="zarr", chunks=None, consolidated=True, mask_and_scale=False)
+        for url in context["cubes"]
+    ]
+    polar, utm = cubes
+    x = np.arange(float(polar.x[0]), east + 60, 120.0)
+    x = x[x > west - 60]
+    y = np.arange(float(polar.y[0]), south - 60, -120.0)
+    y = y[y < north + 60]
+    own = polar[list(VARIABLES)].sel(x=slice(west - 60, east + 60), y=slice(north + 60, south - 60))
+    rest = Transformer.from_crs(3413, 32622, always_xy=True).transform_bounds(
+        float(own.x[-1]) + 60, south, east, north
+    )
+    utm = utm.sel(x=slice(rest[0] - 240, rest[2] + 240), y=slice(rest[3] + 240, rest[1] - 240))
+    top, left = (int(np.flatnonzero(a == float(b[0]))[0]) for a, b in ((y, own.y), (x, own.x)))
+    group = zarr.open_group(context["out"], mode="w")
+    layers = polar.sizes["mid_date"] + utm.sizes["mid_date"]
+    for name in VARIABLES:
+        out = np.full((layers, len(y), len(x)), -32767, "i2")
+        values = own[name].values
+        out[: len(values), top : top + own.sizes["y"], left : left + own.sizes["x"]] = values
+        source = utm[name].values
+        for first in range(0, len(source), 256):
+            part = source[first : first + 256]
+            target = out[len(values) + first : len(values) + first + len(part)]
+            reproject(
+                part, target, src_crs="EPSG:32622", dst_crs="EPSG:3413", src_nodata=-32767,
+                src_transform=Affine(120, 0, float(utm.x[0]) - 60, 0, -120, float(utm.y[0]) + 60),
+                dst_transform=Affine(120, 0, x[0] - 60, 0, -120, y[0] + 60), dst_nodata=-32767,
+                resampling=Resampling.nearest, num_threads=2,
+            )  # fmt: skip
+        group.create_array(
+            name, data=out, chunks=(256, 20, 20), shards=(2048, 80, 100),
+            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
+        )  # fmt: skip
+    return {"layers": layers}
+
+
+def firnline(context: dict[str, Any], products: bool, **more: Any) -> dict[str, Any]:
     """The same through firnline's queue, from the request to the published subset."""
     from firnline.cache import jobs, worker
     from firnline.cache.request import Request
@@ -63,6 +119,7 @@ def firnline(context: dict[str, Any], products: bool) -> dict[str, Any]:
             "datetime": "/".join(context["period"]),
             "composite": "P1Y" if products else None,
             "strain": {} if products else False,
+            **more,
         },
         settings,
     )
@@ -78,6 +135,13 @@ METHODS = {
     "c": lambda context: firnline(context, products=False),
     "d": lambda context: firnline(context, products=True),
 }
+CROSSING = {
+    "w": warped,
+    "n": lambda context: firnline(context, products=False, out_crs="EPSG:3413"),
+    "l": lambda context: firnline(
+        context, products=False, out_crs="EPSG:3413", resampling="bilinear"
+    ),
+}
 
 
 def main() -> None:
@@ -89,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.method:
         context = json.loads(options.context)
-        _measure.report(lambda: METHODS[options.method](context))
+        _measure.report(lambda: (METHODS | CROSSING)[options.method](context))
         return
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -113,6 +177,24 @@ def main() -> None:
                         row["time_ratio"] = row["seconds"] / rows["a"]["seconds"]
                         row["memory_ratio"] = row["peak_mb"] / rows["a"]["peak_mb"]
                     results[f"{period} of the time, {latency * 1e3:.0f} ms"] = rows
+        with _measure.served(Path(folder) / "crossing") as url:
+            prepared = prepare(
+                Path(folder), url, pairs=500 if options.quick else 4_000, crossing=True
+            )
+            rows = {}
+            for method in CROSSING:
+                where = str(Path(folder) / f"{method}-crossing")
+                context = prepared | {"period": PERIODS["all"], "out": f"{where}.zarr"}
+                context["settings"] = prepared["settings"] | {
+                    "cache_url": where,
+                    "chunk_cache_quota": 0,
+                }
+                rows[method] = _measure.measure(__file__, method, "--context", json.dumps(context))
+                reset(prepared["settings"])
+            for row in rows.values():
+                row["time_ratio"] = row["seconds"] / rows["w"]["seconds"]
+                row["memory_ratio"] = row["peak_mb"] / rows["w"]["peak_mb"]
+            results["two CRSs, 0 ms"] = rows
     if options.json:
         sys.stdout.write(json.dumps(results) + "\n")
         return
@@ -122,14 +204,28 @@ def main() -> None:
         _measure.table(rows, columns | {"time_ratio": ".2f", "memory_ratio": ".2f"})
 
 
-def prepare(folder: Path, url: str, *, pairs: int) -> dict[str, Any]:
+def prepare(folder: Path, url: str, *, pairs: int, crossing: bool = False) -> dict[str, Any]:
     """Write the mirror and harvest it; what the methods need to know."""
     from firnline.database import connect, migrate
+    from firnline.indexer.flow import FlowField
     from firnline.indexer.harvest import harvest
-    from firnline.indexer.sample import write_scale_cubes
+    from firnline.indexer.sample import write_scale_cubes, write_tiles
     from firnline.settings import Settings
 
-    mirror = write_scale_cubes(folder / "mirror", url, pairs=pairs, variables=VARIABLES)
+    if crossing:
+        # 8 x 10 km about a place, of which the cube of EPSG:3413 has the western half
+        tiles = [
+            (3413, (-177_600.0, -2_286_000.0, -170_000.0, -2_274_000.0)),
+            (32622, (564_000.0, 7_660_800.0, 577_200.0, 7_674_000.0)),
+        ]
+        mirror = write_tiles(
+            folder / "crossing", url, tiles, flow=FlowField(), pairs=pairs, missing=0.66,
+            start="2014-01-01", end="2023-12-31", variables=VARIABLES,
+        )  # fmt: skip
+        aoi = [-176_000.0, -2_284_800.0, -164_000.0, -2_275_200.0]
+    else:
+        mirror = write_scale_cubes(folder / "mirror", url, pairs=pairs, variables=VARIABLES)
+        aoi = list(mirror.aoi)
     database = folder / f"catalog-{url.rsplit(':', 1)[-1]}.db"
     shared = {
         "database_url": f"sqlite:///{database}",
@@ -141,7 +237,7 @@ def prepare(folder: Path, url: str, *, pairs: int) -> dict[str, Any]:
     migrate(engine)
     harvest(engine, settings, [mirror.catalog_url], mosaics=False)
     return {
-        "aoi": list(mirror.aoi),
+        "aoi": aoi,
         "cubes": [mirror.url(cube) for cube in mirror.cubes],
         "settings": shared,
     }

@@ -329,6 +329,7 @@ def write_tiles(
     seed: int = 0,
     noise: float = 1.0,
     missing: float = 0.5,
+    variables: Sequence[str] = VARIABLES,
 ) -> Mirror:
     """Write small cubes anywhere, of any CRS: apart, side by side, or one over the other.
 
@@ -339,6 +340,8 @@ def write_tiles(
     ----------
     root, base_url, start, end, seed, noise, missing
         As for :func:`write_mirror`.
+    variables : sequence of str
+        3-D variables to write.
     tiles : sequence of (int, tuple of float)
         EPSG code and left, bottom, right, top of each cube, no two of one centre.
     flow : FlowField
@@ -371,8 +374,9 @@ def write_tiles(
         mixed = join([common[epsg], maker.make(pairs - pairs // 2, "22W", whole)])
         order = np.random.default_rng((seed, 11, number)).permutation(pairs)
         content = CubeContent(
-            pairs=mixed.take(order), flow=flow, noise=noise, seed=(seed, number), blunders=1
-        )
+            pairs=mixed.take(order), flow=flow, noise=noise, seed=(seed, number),
+            variables=tuple(variables), blunders=1,
+        )  # fmt: skip
         version = "2.2" if number in sharded else "2"
         spec = _spec(epsg, bounds, version)
         write = write_sharded_cube if number in sharded else write_cube
