@@ -34,6 +34,7 @@ Request = Future["Buffer | None"]
 T = TypeVar("T")
 
 _DECODERS = max(2, os.cpu_count() or 1)
+_LAYERS = 512  # resampled at once by a processor: what it needs beside them is small
 _TOGETHER = 16  # chunks of one shard that are asked for as one, at most
 
 
@@ -415,7 +416,7 @@ class Fetcher:
             for side, start in ((rows, tile.rows.start), (columns, tile.columns.start))
         )
 
-        def some(which: Raw) -> None:
+        def some(which: slice) -> None:
             if variable not in SPEEDS:
                 values = resampling.scalars(windows[variable][which], missing)
             else:
@@ -433,7 +434,8 @@ class Fetcher:
             put = fill(target, values, moves, (at[0], whole[0]), (at[1], whole[1]), gone)
             self.counts.add(conflicts=put)
 
-        list(self._decoders.map(some, np.array_split(np.arange(len(layers)), _DECODERS)))
+        firsts = range(0, len(layers), _LAYERS)
+        list(self._decoders.map(some, (slice(n, n + _LAYERS) for n in firsts)))
 
 
 def _speed(components: Sequence[Raw], missing: Any, dtype: np.dtype[Any], gone: Any) -> Raw:

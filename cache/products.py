@@ -22,6 +22,7 @@ from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
 from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
+from firnline.crs import parse_crs
 from firnline.database import put_items, put_subset, writing
 from firnline.footprint import Outline, bbox, footprint
 from firnline.items import (
@@ -162,7 +163,8 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
     layers, request = plan.layers, plan.request
     start, end = (_rfc3339(layers.mid_date[n]) for n in (0, -1))
     left, bottom, right, top = plan.geobox.boundingbox.bbox
-    epsg = int(plan.crs.partition(":")[2])
+    authority, _, code = plan.crs.partition(":")
+    system = int(code) if authority == "EPSG" else parse_crs(plan.crs).to_wkt()
     affine = plan.geobox.affine
     dimensions: dict[str, Any] = {
         "mid_date": {"type": "temporal", "extent": [start, end]},
@@ -171,14 +173,14 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
             "axis": "y",
             "extent": [bottom, top],
             "step": affine.e,
-            "reference_system": epsg,
+            "reference_system": system,
         },
         "x": {
             "type": "spatial",
             "axis": "x",
             "extent": [left, right],
             "step": affine.a,
-            "reference_system": epsg,
+            "reference_system": system,
         },
     }
     return {

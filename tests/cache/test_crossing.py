@@ -15,7 +15,7 @@ import rasterio
 import xarray as xr
 import zarr
 from affine import Affine
-from pyproj import Transformer
+from pyproj import CRS, Transformer
 from rasterio.warp import Resampling, reproject
 from sqlalchemy import Engine
 
@@ -40,11 +40,11 @@ MISSING = -32767
 
 
 @cache
-def to(source: int, target: int) -> Transformer:
+def to(source: int | str, target: int | str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
 
 
-def slopes(source: int, target: int, x: Any, y: Any) -> Raw:
+def slopes(source: int | str, target: int | str, x: Any, y: Any) -> Raw:
     """d(target) / d(source) by differences of 20 m."""
     move = to(source, target).transform
     by_x = np.subtract(move(x + 10, y), move(x - 10, y)) / 20
@@ -62,7 +62,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MirrorSer
         (UTM, (x - 4_000.0, y - 4_000.0, x, y + 4_000.0)),
         (UTM, (x, y - 4_000.0, x + 4_000.0, y + 4_000.0)),
     ]
-    with MirrorServer(root) as server:
+    with MirrorServer(root) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("firnline.indexer.sample_cube.TIME_CHUNK", 10)  # three along time
         flow = FlowField(origin=(X, Y))
         yield server, write_tiles(root, server.url, tiles, flow=flow, noise=0.0, missing=0.3)
 
@@ -261,7 +262,9 @@ def test_just_the_planned_chunks_are_fetched(
                     j = np.floor(column + 0.5 + across).astype(int)
                     inside = (i >= 0) & (i < cube.shape[1]) & (j >= 0) & (j < cube.shape[2])
                     for a, b in set(zip(i[inside] // 10, j[inside] // 10, strict=True)):
-                        needed |= {f"{cube.path}/{name}/0.{a}.{b}" for name in names}
+                        needed |= {
+                            f"{cube.path}/{name}/{t}.{a}.{b}" for name in names for t in range(3)
+                        }
         # a window is a rectangle around what a tile needs: corners may come too, nothing else
         assert needed <= set(paths)
         assert len(paths) <= 1.5 * len(needed)
@@ -336,22 +339,27 @@ def test_the_composite_goes_on_across_the_border(
     assert np.nanmedian(np.abs(strain.exx.values - exx)[other]) < 0.05 * np.abs(exx).max()
 
 
+@pytest.mark.parametrize("crs", ["EPSG:32623", "ESRI:102018"])
 def test_any_crs_in_metres_may_be_asked_for(
-    bucket: tuple[MirrorServer, Mirror], engine: Engine, settings: Settings
+    bucket: tuple[MirrorServer, Mirror], engine: Engine, settings: Settings, crs: str
 ) -> None:
-    """No cube is in zone 23: others are resampled, to ITS_LIVE's lattice there."""
-    folder, item = run(engine, settings, out_crs="EPSG:32623")
+    """No cube is in it: others are resampled, to ITS_LIVE's lattice there."""
+    more = {"variables": ["v", "vx", "vy"], "composite": "all", "strain": {}}
+    folder, item = run(engine, settings, out_crs=crs, **more)
     got = opened(folder)
-    assert item["properties"]["proj:code"] == "EPSG:32623"
+    assert item["properties"]["proj:code"] == crs
     assert np.unique(np.mod(got.x, 120)).tolist() == [52.5]
     assert np.unique(np.mod(got.y, 120)).tolist() == [67.5]
-    # those that cover more of the area go first, and leave the other no pixel
-    names = [cube.name for cube in bucket[1].cubes]
-    assert item["properties"]["firnline:cubes_resampled"] == names[1:]
+    system = CRS.from_user_input(item["properties"]["cube:dimensions"]["x"]["reference_system"])
+    assert system == CRS.from_user_input(crs)
+    resampled = item["properties"]["firnline:cubes_resampled"]
+    assert resampled[0] == bucket[1].cubes[1].name  # that which covers most of the area
+    assert set(got.source_cube.attrs["cube_resampled"]) == {1}
+    assert got.source_cube.attrs["flag_meanings"].split() == resampled
     x, y = np.meshgrid(got.x, got.y)
-    px, py = to(32623, POLAR).transform(x, y)
+    px, py = to(crs, POLAR).transform(x, y)
     u, v = bucket[1].flow.velocity(px, py)
-    (a, b), (c, d) = slopes(POLAR, 32623, px, py)
+    (a, b), (c, d) = slopes(POLAR, crs, px, py)
     factor = bucket[1].flow.factor(year_fraction(got.mid_date.values.astype("M8[us]")))
     factor = factor[:, None, None]
     for name, truth in (("vx", a * u + b * v), ("vy", c * u + d * v)):
