@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from firnline.cache.plan import SPEEDS, Chunk, Part, Plan, Tile
+from firnline.cache.crossing import Crossing
+from firnline.cache.plan import Chunk, Part, Plan, Tile
 from firnline.cache.stitch import fill, scatter
 from firnline.chunks import ChunkReader, Index, Keeper
 from firnline.cube import Array
@@ -34,7 +35,6 @@ Request = Future["Buffer | None"]
 T = TypeVar("T")
 
 _DECODERS = max(2, os.cpu_count() or 1)
-_LAYERS = 512  # resampled at once by a processor: what it needs beside them is small
 _TOGETHER = 16  # chunks of one shard that are asked for as one, at most
 
 
@@ -134,7 +134,6 @@ class Fetcher:
             for cube in plan.cubes
             for name in plan.request.variables
         )
-        self._turned: dict[tuple[int, int], list[Raw]] = {}  # by cube and time, of one tile
         self._window = (4 if sharded else 2) * concurrency  # several chunks come at once
         self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
@@ -142,8 +141,7 @@ class Fetcher:
         self._sizes: dict[tuple[int, str], int] = {}
         self._kept_bytes = 0
         self._uses = plan.uses_of(tiles)
-        speeds = [name for name in plan.request.variables if name in SPEEDS]
-        self._last_speed = speeds[-1] if speeds else None
+        self._crossing = Crossing(plan)
         self._readers = [
             ChunkReader(cube.source, version=cube.layout.etag, keeper=keeper, counter=self.counts)
             for cube in plan.cubes
@@ -213,7 +211,9 @@ class Fetcher:
             for part in self._plan.parts(tile, variable):
                 if part.fills:  # not before those it leaves their place to
                     _drain(decodes)
-                into = self._into(target, tile, part, variable)
+                into = {variable: target}
+                if part.time is not None:
+                    into = self._crossing.windows(tile, part, variable)
                 for _ in part.chunks:
                     waiting.extend(itertools.islice(ahead, self._window - len(waiting)))
                     check()
@@ -225,9 +225,8 @@ class Fetcher:
                         decodes.popleft().result()
                 if part.time is not None:
                     _drain(decodes)
-                    self._resample(target, tile, variable, part, into)
-            if variable == self._last_speed:
-                self._turned.clear()
+                    put = self._crossing.put(target, tile, variable, part, into, self._decoders)
+                    self.counts.add(conflicts=put)
             # Before a tile counts as done: ITS_LIVE's writer leaves out chunks in which every value
             # is missing, but all are absent where the cube has gone.
             last = n == len(work)
@@ -375,75 +374,6 @@ class Fetcher:
         speed[pairs, chunk.rows[1], chunk.columns[1]] = window
         self.counts.add(recomputed=int(full.sum()))
         return speed
-
-    def _into(self, target: Raw, tile: Tile, part: Part, variable: str) -> dict[str, Raw]:
-        """What chunks are put into, by variable: the tile, or windows of a cube to be resampled."""
-        if part.time is None:
-            return {variable: target}
-        if not part.chunks:
-            return {}
-        meeting = self._plan.meeting(tile, part.cube, variable)
-        assert meeting is not None
-        layout = self._plan.cubes[part.cube].layout
-        windows = {}
-        for name in self._plan.read_for(variable):
-            array = layout.variable(name)
-            pairs, _ = self._plan.moves(part.cube, part.time, array.chunks[0])
-            shape = (len(pairs), *(side.stop - side.start for side in meeting[1]))
-            windows[name] = np.full(shape, array.missing, array.dtype)
-        return windows
-
-    def _resample(
-        self, target: Raw, tile: Tile, variable: str, part: Part, windows: Mapping[str, Raw]
-    ) -> None:
-        """Put what came of a cube into a tile of another lattice, some layers on each processor."""
-        plan = self._plan
-        found = plan.resampling(tile, part.cube, variable)
-        assert found is not None
-        assert part.time is not None
-        (rows, columns), resampling = found
-        layout = plan.cubes[part.cube].layout
-        array = layout.variable("vx" if variable in SPEEDS else variable)
-        _, layers = plan.moves(part.cube, part.time, array.chunks[0])
-        shape = (len(layers), *resampling.inside.shape)
-        if variable in SPEEDS:
-            if windows:
-                self._turned[part.cube, part.time] = [np.empty(shape, array.dtype) for _ in "xy"]
-            turned = self._turned[part.cube, part.time]
-        missing, gone = array.missing, plan.array(variable).missing
-        at = tuple(
-            slice(side.start - start, side.stop - start)
-            for side, start in ((rows, tile.rows.start), (columns, tile.columns.start))
-        )
-
-        def some(which: slice) -> None:
-            if variable not in SPEEDS:
-                values = resampling.scalars(windows[variable][which], missing)
-            else:
-                if windows:
-                    both = resampling.vectors(windows["vx"][which], windows["vy"][which], missing)
-                    for kept, new in zip(turned, both, strict=True):
-                        kept[which] = new
-                parts = [kept[which] for kept in turned]
-                if variable == "v":
-                    values = _speed(parts, missing, target.dtype, gone)
-                else:
-                    values = parts[variable == "vy"]
-            moves = np.arange(len(values)), layers[which]
-            whole = tuple(slice(0, n) for n in values.shape[1:])
-            put = fill(target, values, moves, (at[0], whole[0]), (at[1], whole[1]), gone)
-            self.counts.add(conflicts=put)
-
-        firsts = range(0, len(layers), _LAYERS)
-        list(self._decoders.map(some, (slice(n, n + _LAYERS) for n in firsts)))
-
-
-def _speed(components: Sequence[Raw], missing: Any, dtype: np.dtype[Any], gone: Any) -> Raw:
-    """Speed from both components, in a type that may be too narrow for it: then its largest."""
-    there = np.logical_and.reduce([part != missing for part in components])
-    speed = np.hypot(*(part.astype(np.float32) for part in components))
-    speed = np.minimum(np.rint(speed, out=speed), np.iinfo(dtype).max)
-    return np.where(there, speed, gone).astype(dtype)
 
 
 def _drain(decodes: deque[Future[None]]) -> None:
