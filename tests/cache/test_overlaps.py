@@ -18,7 +18,6 @@ from firnline.cache import jobs, worker
 from firnline.cache.opening import subset_folder
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
-from firnline.errors import InputError
 from firnline.indexer.flow import FlowField
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
@@ -199,8 +198,3 @@ def test_saturated_speeds_are_recomputed_when_asked(
         # two roundings of a component apart at most
         speed = np.hypot(got.vx.values.astype(float), got.vy.values)
         assert np.abs(got.v.values - speed)[full].max() <= 1.5
-
-
-def test_recomputing_needs_the_speed(settings: Settings) -> None:
-    with pytest.raises(InputError, match="recompute_speed is for v"):
-        Request.parse({"bbox": AOI, "crs": "EPSG:3413", "recompute_speed": True}, settings)

@@ -68,6 +68,9 @@ def parse(**inputs: Any) -> Request:
         ({"strain": {"gaps": "ignore"}}, InputError, "strict"),
         ({"strain": {"ice_temperature": -10}}, InputError, "kelvin"),
         ({"out_crs": "OGC:CRS84"}, InputError, "not projected"),
+        ({"out_crs": "EPSG:2225"}, InputError, "not projected in metres"),  # US survey feet
+        ({"resampling": "cubic"}, InputError, "bilinear"),
+        ({"recompute_speed": True}, InputError, "recompute_speed is for v"),
         ({"format": "netcdf"}, InputError, "v3"),
         ({"area": 3}, InputError, "accepted: bbox"),
         ({"bbox": [-3e6, -3e6, 3e6, 3e6]}, TooLargeError, "FIRNLINE_MAX_AOI_KM2"),
@@ -157,6 +160,7 @@ inputs = st.fixed_dictionaries(
             ]
         ),
         "format": st.sampled_from(["v2", "v3"]),
+        "resampling": st.sampled_from(["nearest", "bilinear"]),
         "pairs": st.booleans(),
     },
 )
@@ -184,8 +188,12 @@ def test_equal_requests_have_one_key() -> None:
         parse(bbox=[-50, 69, -49, 69.3], datetime="2018-01-01/.."),
         parse(bbox=[-50, 69, -49, 69.3], composite="P1M"),
         parse(bbox=[-50, 69, -49, 69.3], format="v2"),
+        parse(bbox=[-50, 69, -49, 69.3], resampling="bilinear"),
+        parse(bbox=[-50, 69, -49, 69.3], variables=["v", "vx", "vy"]),
+        parse(bbox=[-50, 69, -49, 69.3], variables=["v", "vx", "vy"], recompute_speed=True),
     ]
-    assert len({plain.key, *(other.key for other in others)}) == 5
+    assert len({plain.key, *(other.key for other in others)}) == 8
+    assert parse(bbox=[-50, 69, -49, 69.3], resampling="nearest").key == plain.key
 
 
 def test_keys_of_older_requests_stay() -> None:

@@ -363,3 +363,20 @@ def test_what_is_refused(call: Any, match: str) -> None:
     plan = plan_resampling(grid(UTM, 9), grid(POLAR, 3))
     with pytest.raises(InputError, match=match):
         call(plan, within(plan, np.ones((9, 9))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_is_wanted_is_needed(method: Literal["nearest", "bilinear"]) -> None:
+    here, there = grid(UTM, 61), grid(POLAR, 31)
+    where = np.zeros((31, 31), bool)
+    where[4:9, 20:23] = where[6, 25] = True
+    whole, part = (plan_resampling(here, there, method, where=w) for w in (None, where))
+    np.testing.assert_array_equal(part.inside, whole.inside & where)
+    # the box of the wanted pixels, turned by 6 degrees, and what bilinear weights need around it
+    assert all(side.stop - side.start <= 11 for side in part.window)
+    vx, vy = (np.rint(v).astype("i2") for v in flow(*centres(here)))
+    all_of_it = whole.vectors(within(whole, vx), within(whole, vy), -32767)
+    some = part.vectors(within(part, vx), within(part, vy), -32767)
+    for one, other in zip(some, all_of_it, strict=True):
+        np.testing.assert_array_equal(one[where], other[where])
+        assert (one[~where] == -32767).all()
