@@ -209,9 +209,11 @@ def open_chunk_cache(settings: Settings) -> ChunkCache | None:
     """The chunk cache of an installation, one in a process; None where its quota is 0."""
     if not settings.chunk_cache_quota:
         return None
-    return _open(settings.data_dir / "chunks", settings.chunk_cache_quota)
+    with _opening:  # lru_cache lets two who come at once make one each
+        return _open(settings.data_dir / "chunks", settings.chunk_cache_quota)
 
 
+_opening = threading.Lock()
 _open = functools.lru_cache(maxsize=None)(ChunkCache)
 
 
