@@ -65,7 +65,7 @@ def estimate(engine: Engine, request: Request) -> Estimate:
     Raises
     ------
     NoCoverageError
-        No cube covers the area, or none in the CRS asked for.
+        No cube covers the area.
     """
     crs = choose_crs(request, find_cubes(engine, request))
     chosen = find_cubes(engine, request, window=crs)
