@@ -29,11 +29,11 @@ from firnline.cache.composite_store import (
 )
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
-from firnline.cache.periods import Period, as_arrays
+from firnline.cache.periods import Period
 from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
-from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
+from firnline.cache.strain_store import write_strain
 from firnline.errors import JobDismissedError, JobLostError, SourceChangedError
 from firnline.settings import Settings
 from firnline.source import Source
@@ -130,7 +130,9 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
     if spans:
         pulse.say(90, "composites and strain rates")
-        _write_fields(plan, work, spans)
+        write_composites(plan, work, spans)
+        if plan.request.strain:
+            write_strain(plan, work, spans)
     for name in (store.PAIRS, store.COMPOSITE, store.STRAIN):
         if (work / name).exists():
             store.consolidate(work / name)
@@ -222,50 +224,3 @@ def _run_tiles(
                 round(90 * tiles / len(plan.tiles)), f"{int(tiles)} of {len(plan.tiles)} tiles"
             )
     return Counts.total([*done.values(), fetcher.counts.as_dict()])
-
-
-def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
-    """The stores of composites and strain rates, whose windows reach across tiles."""
-    write_composites(plan, work, spans)
-    if not plan.request.strain:
-        return
-    velocity = {
-        name: store.read(work / store.COMPOSITE, name)
-        for name in ("vx", "vy", "vx_error", "vy_error")
-    }
-    how = plan.request.strain
-    radius, length = radius_for(how.length_scale, plan.geobox.affine.a)
-    about = {**FIELDS, **(STRESS_FIELDS if how.flow_law else {})}
-    store.create_fields(
-        work / store.STRAIN,
-        {name: ("f4", dict(attributes)) for name, attributes in about.items()},
-        attributes={
-            "title": "Strain rates of the velocity composites, by firnline",
-            "source": plan.attribution,
-            "window_radius_pixels": radius,
-            "half_length_m": length,
-            "half_length_asked_m": how.length_scale,
-            **describe(how.method, how.gaps, how.flow_law),
-        },
-        format=plan.request.format,
-        geobox=plan.geobox,
-        axes=(plan.x, plan.y),
-        periods=as_arrays(spans),
-    )
-    rates = [
-        strain_rates(
-            velocity["vx"][n],
-            velocity["vy"][n],
-            dx=plan.geobox.affine.a,
-            dy=plan.geobox.affine.e,
-            radius=radius,
-            method=how.method,
-            gaps=how.gaps,
-            vx_error=velocity["vx_error"][n],
-            vy_error=velocity["vy_error"][n],
-            flow_law=how.flow_law,
-        )
-        for n in range(len(spans))
-    ]
-    for name in about:
-        store.write_field(work / store.STRAIN, name, np.stack([period[name] for period in rates]))

@@ -236,7 +236,7 @@ def _composited(plan: Plan, work: Path) -> dict[str, Any]:
     """How composites were made, and how many values went in and were left out."""
     request = plan.request
     counts = {
-        f"values_{word}": int(store.read(work / store.COMPOSITE, name).sum(dtype=np.int64))
+        f"values_{word}": _total(store.opened(work / store.COMPOSITE, name))
         for word, name in (("used", "count"), ("rejected", "rejected"), ("too_long", "too_long"))
     }
     return {
@@ -245,6 +245,10 @@ def _composited(plan: Plan, work: Path) -> dict[str, Any]:
         "max_displacement": request.max_displacement,
         **counts,
     }
+
+
+def _total(field: Any) -> int:
+    return sum(int(field[block].sum(dtype=np.int64)) for block in store.field_blocks(field.shape))
 
 
 def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[str, Any]]:
@@ -264,7 +268,7 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
     assets = {}
     for origin, name in maps:
         long_name, units = described[name]
-        values = store.read(work / origin, name)
+        values = store.opened(work / origin, name)
         nodata = 0 if name == "count" else float("nan")
         statistics = write_cog(
             work / f"{name}.tif",
@@ -301,20 +305,26 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
 
 
 def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, Any]:
-    from firnline.cache.quicklook import write_quicklook
+    from firnline.cache.quicklook import thinned, write_quicklook
 
-    speed = store.read(work / store.COMPOSITE, "v")
-    filled = np.isfinite(speed).sum(axis=(1, 2))
+    speed = store.opened(work / store.COMPOSITE, "v")
+    filled = np.zeros(len(spans), np.int64)
+    for block in store.field_blocks(speed.shape):
+        filled[block[0]] += np.isfinite(speed[block]).sum(axis=(1, 2))
     fullest = len(filled) - 1 - int(filled[::-1].argmax())  # the latest of them
-    fields = {name: store.read(work / store.COMPOSITE, name)[fullest] for name in ("vx", "vy")}
+    rows, columns = (thinned(size) for size in speed.shape[1:])
+    names = [(store.COMPOSITE, name) for name in ("vx", "vy")]
     if plan.request.strain:
-        for name in ("longitudinal", "e1", "e2", "theta"):
-            fields[name] = store.read(work / store.STRAIN, name)[fullest]
+        names += [(store.STRAIN, name) for name in ("longitudinal", "e1", "e2", "theta")]
+    fields = {
+        name: np.asarray(store.opened(work / origin, name)[fullest, rows, columns])
+        for origin, name in names
+    }
     write_quicklook(
         work / "thumbnail.png",
         **fields,
-        x=plan.x,
-        y=plan.y,
+        x=plan.x[columns],
+        y=plan.y[rows],
         crs=plan.crs,
         title=f"ITS_LIVE velocity{' and strain rate' if plan.request.strain else ''}, "
         f"{period_label(spans[fullest], plan.request.composite or '')}",

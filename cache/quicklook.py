@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib is loaded when there is something to draw
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-__all__ = ["DPI", "MISSING_COLOUR", "figure_size", "write_quicklook"]
+__all__ = ["DPI", "MISSING_COLOUR", "figure_size", "thinned", "write_quicklook"]
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
@@ -68,6 +68,11 @@ class _Map:
         """Length of the longer side in km: divided by their number, the room of one mark."""
         west, east, south, north = self.extent
         return max(east - west, north - south)
+
+
+def thinned(size: int) -> slice:
+    """Which of so many rows or columns are drawn: more than 1,200 are not seen on paper."""
+    return slice(None, None, -(-size // _MAX_PIXELS))
 
 
 def figure_size(shape: tuple[int, int], panels: int = 2) -> tuple[int, int]:
