@@ -221,10 +221,10 @@ def _block(
     shape = tuple(part.stop - part.start for part in block)
     whole = {name: np.empty(shape, dtype) for name, (dtype, _) in described.items()}
     for tile in plan.tiles:
-        both = _meeting(rows, tile.rows), _meeting(columns, tile.columns)
-        if both[0] is None or both[1] is None:
+        high, wide = _meeting(rows, tile.rows), _meeting(columns, tile.columns)
+        if high is None or wide is None:
             continue
-        (to_rows, from_rows), (to_columns, from_columns) = both
+        (to_rows, from_rows), (to_columns, from_columns) = high, wide
         with np.load(folder / f"{tile.index}.npz", allow_pickle=False) as part:
             for name, values in whole.items():
                 values[:, to_rows, to_columns] = part[name][times, from_rows, from_columns]

@@ -29,6 +29,7 @@ from firnline.cache.composite_store import (
 )
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
+from firnline.cache.memory import give_back, shares
 from firnline.cache.periods import Period
 from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
@@ -128,6 +129,7 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     work, done = _resume(engine, settings, job, plan)
     spans = planned_periods(plan)
     counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
+    give_back()
     if spans:
         pulse.say(90, "composites and strain rates")
         write_composites(plan, work, spans)
@@ -199,7 +201,7 @@ def _run_tiles(
         plan,
         todo,
         concurrency=settings.concurrency,
-        keep_bytes=settings.memory_limit // 8,
+        memory=shares(settings.memory_limit),
         keeper=open_chunk_cache(settings),
     )
     with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
@@ -217,6 +219,7 @@ def _run_tiles(
                 found = composite_tile(plan, vx, values, spans, fetcher.processors)
                 keep_tile(work, tile, found)
                 vx = None
+            give_back()
             if variable == variables[-1]:
                 jobs.checkpoint(engine, job, tile.index, fetcher.counts.since_last())
             tiles = len(done) + (n + 1) / len(variables)

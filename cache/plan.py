@@ -19,6 +19,7 @@ import numpy as np
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from firnline.cache.memory import shares
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
 from firnline.cache.stitch import Layers, PairTable, merge_pairs
@@ -453,11 +454,8 @@ def _column(cube: OpenCube, name: str) -> Raw:
 
 
 def _tile_shape(layers: int, shape: tuple[int, int], memory_limit: int) -> tuple[int, int]:
-    """The largest tile whose buffer of one int16 variable is within its share of the memory.
-
-    It lives beside the chunks in flight, those kept for later tiles, and the shard being encoded.
-    """
-    share = memory_limit // 16
+    """The largest tile whose buffer of one int16 variable is within its share of the memory."""
+    share = shares(memory_limit).buffer
     best = next((t for t in _TILES if layers * t[0] * t[1] * 2 <= share), _TILES[-1])
     high, wide = (
         min(side, math.ceil(size / CHUNK_SIDE) * CHUNK_SIDE)

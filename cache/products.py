@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from firnline.cache import composite_store, jobs, store
 from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
+from firnline.cache.memory import give_back
 from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
@@ -81,6 +82,7 @@ def make(
     if spans:
         assets["composite"]["firnline:composite"] = _composited(plan, work)
         assets |= _maps(plan, work, spans)
+        give_back()
         if min(plan.shape[1:]) > 1:
             assets["thumbnail"] = _quicklook(plan, work, spans)
     renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}

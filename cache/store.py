@@ -192,7 +192,7 @@ def write_field(path: Path, name: str, values: Raw, block: Block) -> None:
     array.with_config({"write_empty_chunks": True})[block] = values
 
 
-def field_blocks(shape: tuple[int, int, int]) -> Iterator[Block]:
+def field_blocks(shape: tuple[int, ...]) -> Iterator[Block]:
     """The parts of a field ``(time, y, x)`` that are whole chunks, and shards, of their own."""
     sizes = (_MAP_TIMES, _MAP_SIDE, _MAP_SIDE)
     parts = [

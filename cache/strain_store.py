@@ -44,8 +44,8 @@ def write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
     ]
     reach = 2 * radius if how.method == "logarithmic" else radius
     for block in store.field_blocks((len(spans), *plan.shape[1:])):
-        times, *area = block
-        around = [slice(max(0, side.start - reach), side.stop + reach) for side in area]
+        times, area = block[0], block[1:]
+        around = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in area)
         inside = tuple(
             slice(side.start - wide.start, side.stop - wide.start)
             for side, wide in zip(area, around, strict=True)
@@ -53,7 +53,9 @@ def write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         shape = tuple(part.stop - part.start for part in block)
         found = {name: np.empty(shape, np.float32) for name in about}
         for n, time in enumerate(range(times.start, times.stop)):
-            vx, vy, vx_error, vy_error = (np.asarray(of[(time, *around)]) for of in velocity)
+            vx, vy, vx_error, vy_error = (
+                np.asarray(of[time, around[0], around[1]]) for of in velocity
+            )
             rates = strain_rates(
                 vx,
                 vy,
