@@ -27,8 +27,10 @@ from firnline.cache.composite_store import (
     planned_periods,
     write_composites,
 )
+from firnline.cache.containment import Container, StoredTiles, find_container
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
+from firnline.cache.kept_cubes import keep_cubes
 from firnline.cache.memory import give_back, shares
 from firnline.cache.periods import Period
 from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
@@ -124,11 +126,12 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     request = Request.parse(job.request, settings)
     pulse.say(0, "reading the cubes' metadata")
     began = time.monotonic()
-    plan = plan_request(engine, settings, request)
+    inside = find_container(engine, settings, request)
+    plan, container = inside or (plan_request(engine, settings, request), None)
     pulse.check()
     work, done = _resume(engine, settings, job, plan)
     spans = planned_periods(plan)
-    counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
+    counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse, container)
     give_back()
     if spans:
         pulse.say(90, "composites and strain rates")
@@ -140,7 +143,10 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
             store.consolidate(work / name)
             store.verify(work / name)
     pulse.say(95, "maps and provenance")
-    made = products.make(plan, work, spans, counts, seconds=time.monotonic() - began)
+    if request.pairs:
+        keep_cubes(work, plan.cubes)
+    taken = time.monotonic() - began
+    made = products.make(plan, work, spans, counts, seconds=taken, container=container)
     pulse.check()
     generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     published = settings.cache_dir / "subsets" / request.subset_id / generation
@@ -191,18 +197,23 @@ def _run_tiles(
     spans: tuple[Period, ...],
     done: dict[int, dict[str, Any]],
     pulse: Pulse,
+    container: Container | None,
 ) -> Counts:
     """Fetch, stitch, write and composite every tile that is not done."""
     variables = plan.request.variables
     todo = [tile for tile in plan.tiles if tile.index not in done]
     order = [(tile, variable) for tile in todo for variable in variables]
     vx: Raw | None = None
-    fetcher = Fetcher(
-        plan,
-        todo,
-        concurrency=settings.concurrency,
-        memory=shares(settings.memory_limit),
-        keeper=open_chunk_cache(settings),
+    fetcher = (
+        StoredTiles(plan, container)
+        if container is not None
+        else Fetcher(
+            plan,
+            todo,
+            concurrency=settings.concurrency,
+            memory=shares(settings.memory_limit),
+            keeper=open_chunk_cache(settings),
+        )
     )
     with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
         # the empty store is made while the first chunks come

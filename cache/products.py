@@ -16,6 +16,7 @@ from shapely.geometry import box
 from sqlalchemy import Engine
 
 from firnline.cache import composite_store, jobs, store
+from firnline.cache.containment import Container
 from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
 from firnline.cache.memory import give_back
@@ -58,12 +59,23 @@ class Made:
     assets: Mapping[str, Mapping[str, Any]]
     sources: list[dict[str, Any]]
     size: int
+    container: str | None = None
+    """Id of the subset that it was read from."""
 
 
 def make(
-    plan: Plan, work: Path, spans: tuple[Period, ...], counts: Counts, *, seconds: float
+    plan: Plan,
+    work: Path,
+    spans: tuple[Period, ...],
+    counts: Counts,
+    *,
+    seconds: float,
+    container: Container | None = None,
 ) -> Made:
-    """Write maps, quicklook and provenance into `work`; describe all of it."""
+    """Write maps, quicklook and provenance into `work`; describe all of it.
+
+    `container` is the subset that the velocity was read from, if it wasn't the cubes.
+    """
     assets: dict[str, dict[str, Any]] = {}
     for key, name, title in (
         ("zarr", store.PAIRS, "Image-pair velocities, stitched (Zarr)"),
@@ -87,7 +99,7 @@ def make(
             assets["thumbnail"] = _quicklook(plan, work, spans)
     renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}
     sources = _sources(plan)
-    assets["provenance"] = _provenance(plan, work, sources, counts, seconds)
+    assets["provenance"] = _provenance(plan, work, sources, counts, seconds, container)
     for asset in assets.values():
         asset.setdefault("file:size", (work / asset["href"]).stat().st_size)
     bounds = plan.geobox.boundingbox.bbox
@@ -97,6 +109,7 @@ def make(
         assets=assets,
         sources=sources,
         size=store.size(work),
+        container=None if container is None else container.id,
     )
 
 
@@ -104,6 +117,11 @@ def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) 
     """Publish: the item, the subset's row and the job's end, in one transaction."""
     id = plan.request.subset_id
     root = f"{FILES_ROOT}/{id}/{generation}"
+    origins: list[tuple[str, str]] = [
+        (plan.request.collection, source["id"]) for source in made.sources
+    ]
+    if made.container is not None:
+        origins.append((SUBSETS, made.container))
     item = {
         "type": "Feature",
         "stac_version": STAC_VERSION,
@@ -123,9 +141,9 @@ def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) 
             {
                 "rel": "derived_from",
                 "type": "application/geo+json",
-                "href": f"firnline:/collections/{plan.request.collection}/items/{source['id']}",
+                "href": f"firnline:/collections/{collection}/items/{origin}",
             }
-            for source in made.sources
+            for collection, origin in origins
         ],
     }
     with writing(engine) as connection:
@@ -342,7 +360,12 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
 
 
 def _provenance(
-    plan: Plan, work: Path, sources: list[dict[str, Any]], counts: Counts, seconds: float
+    plan: Plan,
+    work: Path,
+    sources: list[dict[str, Any]],
+    counts: Counts,
+    seconds: float,
+    container: Container | None,
 ) -> dict[str, Any]:
     """What was asked, read and done, and a checksum of every file."""
     layers = plan.layers
@@ -355,6 +378,9 @@ def _provenance(
             "transform": list(plan.geobox.affine)[:6],
         },
         "sources": sources,
+        "read_from": None
+        if container is None
+        else {"subset": container.id, "generation": container.generation},
         "pairs": {"read": layers.read, "kept": layers.kept, "merged": layers.merged},
         "fetched": {
             "requests": counts.requests,

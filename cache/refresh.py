@@ -8,6 +8,8 @@ as the source has it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from shapely.geometry import shape
 from sqlalchemy import Connection, Engine, select, update
@@ -31,21 +33,28 @@ def mark_stale(engine: Engine) -> list[str]:
     before a subset was made says nothing of it.
     """
     with writing(engine) as connection:
-        known = connection.execute(select(cubes.c.id, cubes.c.url, cubes.c.etag, cubes.c.read_at))
-        latest = {row.id: row for row in known}
+        known = known_cubes(connection)
         fresh = connection.execute(select(subsets).where(~subsets.c.stale).order_by(subsets.c.id))
-        found = [
-            row.id
-            for row in fresh
-            for source in json.loads(row.sources)
-            if (cube := latest.get(source["id"])) is not None
-            and cube.read_at > row.created
-            and (cube.url, cube.etag) != (source["href"], source["etag"])
-        ]
-        stale = list(dict.fromkeys(found))
+        stale = [row.id for row in fresh if has_changed(row, known)]
         for id in stale:
             _mark(connection, id, stale=True)
     return stale
+
+
+def known_cubes(connection: Connection) -> dict[str, Any]:
+    """What deep harvests know of each cube: url, etag and read_at, by id."""
+    rows = connection.execute(select(cubes.c.id, cubes.c.url, cubes.c.etag, cubes.c.read_at))
+    return {row.id: row for row in rows}
+
+
+def has_changed(subset: Any, known: Mapping[str, Any]) -> bool:
+    """Whether a cube of a subset (a row of the table) was found to be another one since."""
+    return any(
+        (cube := known.get(source["id"])) is not None
+        and cube.read_at > subset.created
+        and (cube.url, cube.etag) != (source["href"], source["etag"])
+        for source in json.loads(subset.sources)
+    )
 
 
 def refresh(engine: Engine, settings: Settings, id: str) -> Job | None:
@@ -66,15 +75,21 @@ def refresh(engine: Engine, settings: Settings, id: str) -> Job | None:
     if row is None:
         raise NotFoundError(f"there is no subset {id[:80]!r}")
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
-    stale = any(
-        source["etag"] is None
-        or read_metadata(Source(source["href"], **roots), source["etag"]) is not None
+    changed = [
+        source
         for source in json.loads(row.sources)
-    )
+        if source["etag"] is None
+        or read_metadata(Source(source["href"], **roots), source["etag"]) is not None
+    ]
     with writing(engine) as connection:
-        _mark(connection, id, stale=stale)
-    if not stale:
-        return None
+        if not changed:
+            _mark(connection, id, stale=False)
+            return None
+        # the others that were made from the same must not answer for this one
+        for other in connection.execute(select(subsets.c.id, subsets.c.sources)).all():
+            theirs = [(source["href"], source["etag"]) for source in json.loads(other.sources)]
+            if any((source["href"], source["etag"]) in theirs for source in changed):
+                _mark(connection, other.id, stale=True)
     return jobs.submit(engine, Request.parse(json.loads(row.request), settings), refresh=True)
 
 

@@ -220,6 +220,8 @@ class Cube:
     arrays: Mapping[str, Array]
     attributes: Mapping[str, Any]
     zarr_format: int = 2
+    metadata: bytes = field(default=b"", repr=False)
+    """The consolidated metadata as it was read."""
 
     @property
     def time(self) -> str:
@@ -334,7 +336,7 @@ def parse_cube(url: str, metadata: bytes, etag: str | None) -> Cube:
                 if key.endswith("/.zarray")
             }
             attributes = contents.get(".zattrs", {})
-        cube = Cube(url, etag, arrays, attributes, zarr_format)
+        cube = Cube(url, etag, arrays, attributes, zarr_format, bytes(metadata))
         _check(cube)
     except (
         ArithmeticError,
