@@ -25,7 +25,7 @@ class Shares:
 def shares(limit: int) -> Shares:
     """What a job under this limit (FIRNLINE_MEMORY_LIMIT, in bytes) may use for what."""
     room = max(0, limit - _PROCESS)
-    return Shares(buffer=room // 14, ahead=room // 5, kept=room // 8)
+    return Shares(buffer=room // 14, ahead=room // 6, kept=room // 12)
 
 
 _ARENA_MAX = -8  # malloc.h

@@ -25,9 +25,9 @@ if TYPE_CHECKING:  # rasterio is loaded when there is something to write
 __all__ = ["Field", "write_cog"]
 
 _BLOCK = 512
-_BANDS, _SIDE = 8, 256  # of a block that is copied: a shard of the fields' stores
-_CACHE = 2**25  # bytes that GDAL keeps of files under way; its default is 5 % of the machine's
-_TILE_BYTES = 2**24
+_BANDS, _SIDE = 4, 256  # of a block that is copied: a shard of the fields' stores
+_CACHE = 2**23  # bytes that GDAL keeps of files under way; its default is 5 % of the machine's
+_TILE_BYTES = 2**22
 _TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 

@@ -41,7 +41,7 @@ STRAIN = "strain.zarr"
 
 GRID_MAPPING = "mapping"
 _V2_CHUNK_TIME = 512
-_MAP_TIMES, _MAP_SIDE = 8, 256
+_MAP_TIMES, _MAP_SIDE = 4, 256
 # The source calls 0 missing here, though it says 'measured': a decoder would make it NaN.
 _ZERO_IS_A_VALUE = ("interp_mask",)
 
@@ -126,7 +126,7 @@ def create_fields(
 ) -> None:
     """Create a store of fields ``(time, y, x)``, one map for each period.
 
-    A chunk is a map of 256 x 256 pixels; in Zarr v3 eight periods of it are one shard, few enough
+    A chunk is a map of 256 x 256 pixels; in Zarr v3 four periods of it are one shard, few enough
     that a block of all fields is made in little memory.
 
     Parameters
