@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ import shapely
 import structlog
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
-from sqlalchemy import Boolean, Engine, func, literal, select, update
+from sqlalchemy import Boolean, Engine, func, literal, select
 
-from firnline.cache import store
+from firnline.cache import eviction, store
 from firnline.cache.fetch import Counts
 from firnline.cache.kept_cubes import load_cube
 from firnline.cache.plan import SHARD_TIME, Plan, Tile, by_coverage, choose_crs, make_plan
@@ -33,7 +32,7 @@ from firnline.cache.refresh import has_changed, known_cubes
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, find_cubes
 from firnline.crs import parse_crs
-from firnline.database import reading, writing
+from firnline.database import reading
 from firnline.errors import (
     SourceChangedError,
     SourceCorruptError,
@@ -146,9 +145,7 @@ def find_container(
             log.info("a subset can't answer for another", subset=row.id, reason=str(error))
             continue
         if found is not None:
-            with writing(engine) as connection:
-                used = update(subsets).where(subsets.c.id == row.id)
-                connection.execute(used.values(last_used=datetime.now(UTC)))
+            eviction.touch(engine, row.id)
             return found
     return None
 
