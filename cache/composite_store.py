@@ -7,6 +7,7 @@ store is then put together block by block, so that memory knows nothing of the a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, fields
@@ -173,7 +174,7 @@ def keep_tile(work: Path, tile: Tile, found: Composite) -> None:
     """Put a tile's composites into its file, which is there as a whole or not at all."""
     folder = work.parent / _TILES
     folder.mkdir(exist_ok=True)
-    aside = folder / f"{tile.index}.partial"
+    aside = folder / f"{tile.index}.{os.getpid()}.partial"
     with aside.open("wb") as out:
         np.savez(out, allow_pickle=False, **asdict(found))
     aside.rename(folder / f"{tile.index}.npz")
