@@ -278,8 +278,11 @@ def adopt(folder: Path, attempt: int) -> Path | None:
     if not earlier:
         return None
     (folder / str(max(earlier))).rename(mine)
-    for unfinished in mine.rglob("*.partial"):  # zarr writes beside, then renames
-        unfinished.unlink()
+    for path in mine.rglob("*"):
+        # zarr writes beside, then renames; so do maps and pictures. Zarr v2's metadata is .z...
+        beside = path.name.startswith(".") and not path.name.startswith(".z")
+        if beside or path.suffix == ".partial":
+            path.unlink()
     return mine
 
 
