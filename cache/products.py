@@ -393,11 +393,18 @@ def _provenance(
         "made": datetime.now(UTC).isoformat(),
         "software": {name: version(name) for name in _SOFTWARE}
         | {"python": platform.python_version()},
-        "files": {
-            path: {"size": size, "sha256": digest} for path, size, digest in store.files(work)
-        },
     }
-    (work / "provenance.json").write_text(json.dumps(document, indent=1))
+    # a large subset of small tiles has a hundred thousand files: written as they are read
+    aside = work.parent / "provenance.json"
+    (work / aside.name).unlink(missing_ok=True)  # of an attempt that ended here
+    with aside.open("w") as out:
+        out.write(json.dumps(document, indent=1).removesuffix("\n}"))
+        out.write(',\n "files": {')
+        for n, (path, size, digest) in enumerate(store.files(work)):
+            one = json.dumps({"size": size, "sha256": digest})
+            out.write(f"{',' if n else ''}\n  {json.dumps(path)}: {one}")
+        out.write("\n }\n}")
+    aside.replace(work / aside.name)
     return {
         "href": "provenance.json",
         "type": "application/json",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -250,9 +251,11 @@ def size(folder: Path) -> int:
 
 
 def files(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """Each file below a folder: relative path, bytes, SHA-256."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
+    """Each file below a folder: relative path, bytes, SHA-256; a folder at a time is looked at."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(parent, name)
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             yield file.relative_to(folder).as_posix(), file.stat().st_size, digest
