@@ -207,10 +207,20 @@ class ChunkCache:
 
 def open_chunk_cache(settings: Settings) -> ChunkCache | None:
     """The chunk cache of an installation, one in a process; None where its quota is 0."""
-    if not settings.chunk_cache_quota:
+    return chunk_cache(chunk_folder(settings), settings.chunk_cache_quota)
+
+
+def chunk_folder(settings: Settings) -> Path:
+    """Where an installation keeps its chunks."""
+    return settings.data_dir / "chunks"
+
+
+def chunk_cache(folder: Path, quota: int) -> ChunkCache | None:
+    """The chunk cache in a folder, one in a process; None where its quota is 0."""
+    if not quota:
         return None
     with _opening:  # lru_cache lets two who come at once make one each
-        return _open(settings.data_dir / "chunks", settings.chunk_cache_quota)
+        return _open(folder, quota)
 
 
 _opening = threading.Lock()

@@ -71,7 +71,7 @@ _ENOUGH_SHORT = 5
 _OTHERS = 3  # pairs: the weight of a pixel's other periods in tau^2
 _STEADY = 7  # pairs: the weight of a trend's scatter in the error from quantiles
 _TREND = 3  # n times the variance of the median of n values of a uniform distribution of variance 1
-_BLOCK_VALUES = 2**20
+_BLOCK_VALUES = 2**19
 _BLOCK_WIDTH = 32  # pixels of int16 in a cache line: blocks are no narrower, if they can
 _EPOCH = np.datetime64("1970-01-01", "ns")
 _DAY = np.timedelta64(1, "D")
@@ -162,7 +162,7 @@ def composite(
 
     Notes
     -----
-    Beyond input and output it takes about 30 bytes for each of 2**20 values at a time, or for
+    Beyond input and output it takes about 30 bytes for each of 2**19 values at a time, or for
     each pair of 16 pixels if that is more. Time goes with the number of (pair, period) overlaps.
     """
     _check(vx, vy, vx_error, vy_error, date1, date2)

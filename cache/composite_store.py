@@ -7,6 +7,7 @@ store is then put together block by block, so that memory knows nothing of the a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, fields
@@ -173,7 +174,7 @@ def keep_tile(work: Path, tile: Tile, found: Composite) -> None:
     """Put a tile's composites into its file, which is there as a whole or not at all."""
     folder = work.parent / _TILES
     folder.mkdir(exist_ok=True)
-    aside = folder / f"{tile.index}.partial"
+    aside = folder / f"{tile.index}.{os.getpid()}.partial"
     with aside.open("wb") as out:
         np.savez(out, allow_pickle=False, **asdict(found))
     aside.rename(folder / f"{tile.index}.npz")
@@ -208,28 +209,35 @@ def write_composites(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         periods=as_arrays(spans),
         attributes=attributes,
     )
-    for name, (dtype, _) in described.items():
-        for rows, columns in store.field_blocks(plan.shape[1:]):
-            shape = (len(spans), rows.stop - rows.start, columns.stop - columns.start)
-            block = np.empty(shape, dtype)
-            for tile in plan.tiles:
-                _copy(block, (rows, columns), tile, work.parent / _TILES, name)
-            store.write_field(path, name, block, rows, columns)
+    for block in store.field_blocks((len(spans), *plan.shape[1:])):
+        for name, values in _block(plan, work.parent / _TILES, block, described).items():
+            store.write_field(path, name, values, block)
 
 
-def _copy(block: Raw, at: tuple[slice, slice], tile: Tile, folder: Path, name: str) -> None:
-    """What a tile has of a block, put in its place."""
-    both = []
-    for wanted, had in zip(at, (tile.rows, tile.columns), strict=True):
-        start, stop = max(wanted.start, had.start), min(wanted.stop, had.stop)
-        if start >= stop:
-            return
-        both.append(
-            (
-                slice(start - wanted.start, stop - wanted.start),
-                slice(start - had.start, stop - had.start),
-            )
-        )
-    (to_rows, from_rows), (to_columns, from_columns) = both
-    with np.load(folder / f"{tile.index}.npz", allow_pickle=False) as part:
-        block[:, to_rows, to_columns] = part[name][:, from_rows, from_columns]
+def _block(
+    plan: Plan, folder: Path, block: store.Block, described: Mapping[str, tuple[str, Any]]
+) -> dict[str, Raw]:
+    """A block of every field, put together from the tiles that it meets."""
+    times, rows, columns = block
+    shape = tuple(part.stop - part.start for part in block)
+    whole = {name: np.empty(shape, dtype) for name, (dtype, _) in described.items()}
+    for tile in plan.tiles:
+        high, wide = _meeting(rows, tile.rows), _meeting(columns, tile.columns)
+        if high is None or wide is None:
+            continue
+        (to_rows, from_rows), (to_columns, from_columns) = high, wide
+        with np.load(folder / f"{tile.index}.npz", allow_pickle=False) as part:
+            for name, values in whole.items():
+                values[:, to_rows, to_columns] = part[name][times, from_rows, from_columns]
+    return whole
+
+
+def _meeting(wanted: slice, had: slice) -> tuple[slice, slice] | None:
+    """Where two ranges meet, counted from the start of each."""
+    start, stop = max(wanted.start, had.start), min(wanted.stop, had.stop)
+    if start >= stop:
+        return None
+    return (
+        slice(start - wanted.start, stop - wanted.start),
+        slice(start - had.start, stop - had.start),
+    )

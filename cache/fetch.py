@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from firnline.cache.crossing import Crossing
+from firnline.cache.memory import Shares
 from firnline.cache.plan import Chunk, Part, Plan, Tile
 from firnline.cache.stitch import fill, scatter
 from firnline.chunks import ChunkReader, Index, Keeper
@@ -112,8 +113,8 @@ class Fetcher:
         Those of its tiles that will be asked for.
     concurrency
         Requests under way at once.
-    keep_bytes
-        Limit of the compressed bytes that are kept for later tiles.
+    memory
+        Limits of the compressed bytes that wait to be decoded, and are kept for later tiles.
     keeper
         Where chunks are kept for later jobs.
     """
@@ -124,7 +125,7 @@ class Fetcher:
         tiles: Iterable[Tile],
         *,
         concurrency: int,
-        keep_bytes: int,
+        memory: Shares,
         keeper: Keeper | None = None,
     ) -> None:
         self.counts = Counts()
@@ -135,7 +136,8 @@ class Fetcher:
             for name in plan.request.variables
         )
         self._window = (4 if sharded else 2) * concurrency  # several chunks come at once
-        self._keep_bytes = keep_bytes
+        self._memory = memory
+        self._largest = 0  # chunk that came, in bytes
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, str], Request] = {}
         self._sizes: dict[tuple[int, str], int] = {}
@@ -215,7 +217,8 @@ class Fetcher:
                 if part.time is not None:
                     into = self._crossing.windows(tile, part, variable)
                 for _ in part.chunks:
-                    waiting.extend(itertools.islice(ahead, self._window - len(waiting)))
+                    ready = max(0, self._reach() - len(waiting))
+                    waiting.extend(itertools.islice(ahead, ready))
                     check()
                     chunk, request = waiting.popleft()
                     # in order, so that a decoder never waits for a request
@@ -241,6 +244,15 @@ class Fetcher:
             check()
             yield tile, variable, target
 
+    def _reach(self) -> int:
+        """How many chunks may be under way: as large, by what is known, as the largest that came.
+
+        One at least, and until one has come as many as requests go at once.
+        """
+        if not self._largest:
+            return self._window // 2
+        return max(1, min(self._window, self._memory.ahead // self._largest))
+
     def _confirm(self, readers: Iterable[ChunkReader]) -> list[Future[None]]:
         return [self._confirmers.submit(reader.confirm) for reader in readers]
 
@@ -257,7 +269,7 @@ class Fetcher:
                         request = Future()
                         new.append((chunk, request))
                     self._uses[name] -= 1
-                    if self._uses[name] > 0 and self._kept_bytes < self._keep_bytes:
+                    if self._uses[name] > 0 and self._kept_bytes < self._memory.kept:
                         self._keep(name, request)
                     requests.append(request)
                 if new:
@@ -302,7 +314,10 @@ class Fetcher:
         for (chunk, request), data in zip(part, found, strict=True):
             if data is None:
                 self.counts.add(absent=1)
-            elif self._kept.get((cube, chunk.key)) is request:
+                request.set_result(data)
+                continue
+            self._largest = max(self._largest, memoryview(data).nbytes)
+            if self._kept.get((cube, chunk.key)) is request:
                 data = bytes(data)  # not the whole request that it is a part of
             request.set_result(data)
 

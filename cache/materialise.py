@@ -9,36 +9,32 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, products, store
-from firnline.cache.chunk_cache import open_chunk_cache
-from firnline.cache.composite_store import (
-    check_periods,
-    composite_tile,
-    keep_tile,
-    planned_periods,
-    write_composites,
-)
+from firnline.cache.chunk_cache import chunk_folder, open_chunk_cache
+from firnline.cache.composite_store import check_periods, planned_periods, write_composites
+from firnline.cache.containment import Container, StoredTiles, find_container
+from firnline.cache.executors import tile_executor
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
-from firnline.cache.periods import Period, as_arrays
-from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
+from firnline.cache.kept_cubes import keep_cubes
+from firnline.cache.memory import give_back, shares
+from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
-from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
+from firnline.cache.strain_store import write_strain
+from firnline.cache.tiles import TileTask, TileWriter, do_tile, in_order, put_plan
 from firnline.errors import JobDismissedError, JobLostError, SourceChangedError
 from firnline.settings import Settings
 from firnline.source import Source
-
-Raw = np.ndarray[Any, np.dtype[Any]]
 
 # Beside the subset in an attempt's folder, which goes when the subset is published: whatever
 # moment an attempt dies at, the next one finds what it needs.
@@ -123,20 +119,27 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     request = Request.parse(job.request, settings)
     pulse.say(0, "reading the cubes' metadata")
     began = time.monotonic()
-    plan = plan_request(engine, settings, request)
+    inside = find_container(engine, settings, request)
+    plan, container = inside or (plan_request(engine, settings, request), None)
     pulse.check()
     work, done = _resume(engine, settings, job, plan)
     spans = planned_periods(plan)
-    counts = _run_tiles(engine, settings, job, plan, work, spans, done, pulse)
+    counts = _run_tiles(engine, settings, job, plan, work, done, pulse, container)
+    give_back()
     if spans:
         pulse.say(90, "composites and strain rates")
-        _write_fields(plan, work, spans)
+        write_composites(plan, work, spans)
+        if plan.request.strain:
+            write_strain(plan, work, spans)
     for name in (store.PAIRS, store.COMPOSITE, store.STRAIN):
         if (work / name).exists():
             store.consolidate(work / name)
             store.verify(work / name)
     pulse.say(95, "maps and provenance")
-    made = products.make(plan, work, spans, counts, seconds=time.monotonic() - began)
+    if request.pairs:
+        keep_cubes(work, plan.cubes)
+    taken = time.monotonic() - began
+    made = products.make(plan, work, spans, counts, seconds=taken, container=container)
     pulse.check()
     generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     published = settings.cache_dir / "subsets" / request.subset_id / generation
@@ -184,88 +187,111 @@ def _run_tiles(
     job: Job,
     plan: Plan,
     work: Path,
-    spans: tuple[Period, ...],
     done: dict[int, dict[str, Any]],
     pulse: Pulse,
+    container: Container | None,
 ) -> Counts:
-    """Fetch, stitch, write and composite every tile that is not done."""
-    variables = plan.request.variables
+    """Do every tile that is not done, and note each that is."""
     todo = [tile for tile in plan.tiles if tile.index not in done]
-    order = [(tile, variable) for tile in todo for variable in variables]
-    vx: Raw | None = None
-    fetcher = Fetcher(
-        plan,
-        todo,
-        concurrency=settings.concurrency,
-        keep_bytes=settings.memory_limit // 8,
-        keeper=open_chunk_cache(settings),
+    manifests = list(done.values())
+
+    def tell(tiles: float) -> None:
+        share = tiles / len(plan.tiles)
+        pulse.say(round(90 * share), f"{int(tiles)} of {len(plan.tiles)} tiles")
+
+    # what is read from another subset is on this machine already
+    elsewhere = tile_executor(settings) if container is None else nullcontext()
+    with elsewhere as executor:
+        run = (
+            _here(settings, plan, todo, work, not done, pulse, container, tell, len(done))
+            if executor is None
+            else _by(executor, settings, plan, todo, work, not done, pulse)
+        )
+        with closing(run):
+            for tile, manifest in run:
+                jobs.checkpoint(engine, job, tile.index, manifest)
+                manifests.append(manifest)
+                tell(len(manifests))
+    return Counts.total(manifests)
+
+
+def _here(
+    settings: Settings,
+    plan: Plan,
+    todo: Sequence[Tile],
+    work: Path,
+    new: bool,
+    pulse: Pulse,
+    container: Container | None,
+    tell: Callable[[float], None],
+    done: int,
+) -> Generator[tuple[Tile, dict[str, int]], None, None]:
+    """Do tiles in this process, by one pipeline; each that is finished, and its counts."""
+    variables = plan.request.variables
+    fetcher = (
+        StoredTiles(plan, container)
+        if container is not None
+        else Fetcher(
+            plan,
+            todo,
+            concurrency=settings.concurrency,
+            memory=shares(settings.memory_limit),
+            keeper=open_chunk_cache(settings),
+        )
     )
     with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
         # the empty store is made while the first chunks come
-        new = plan.request.pairs and not done
-        created = creator.submit(store.create_pairs, work / store.PAIRS, plan) if new else None
+        created = creator.submit(_create, plan, work) if new else None
+        writer = TileWriter(plan, work, fetcher.processors)
+        order = list(in_order(plan, todo))
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
-            if plan.request.pairs:
-                if created is not None:
-                    created.result()
-                store.write(work / store.PAIRS, variable, tile, values, fetcher.processors)
-            if spans and variable == "vx":
-                vx = values.copy()  # the buffer is the next variable's
-            if vx is not None and variable == "vy":
-                found = composite_tile(plan, vx, values, spans, fetcher.processors)
-                keep_tile(work, tile, found)
-                vx = None
-            if variable == variables[-1]:
-                jobs.checkpoint(engine, job, tile.index, fetcher.counts.since_last())
-            tiles = len(done) + (n + 1) / len(variables)
-            pulse.say(
-                round(90 * tiles / len(plan.tiles)), f"{int(tiles)} of {len(plan.tiles)} tiles"
-            )
-    return Counts.total([*done.values(), fetcher.counts.as_dict()])
+            if created is not None:
+                created.result()
+            if writer.write(tile, variable, values):
+                yield tile, fetcher.counts.since_last()
+            else:
+                tell(done + (n + 1) / len(variables))
 
 
-def _write_fields(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
-    """The stores of composites and strain rates, whose windows reach across tiles."""
-    write_composites(plan, work, spans)
-    if not plan.request.strain:
-        return
-    velocity = {
-        name: store.read(work / store.COMPOSITE, name)
-        for name in ("vx", "vy", "vx_error", "vy_error")
+def _by(
+    executor: Executor,
+    settings: Settings,
+    plan: Plan,
+    todo: Sequence[Tile],
+    work: Path,
+    new: bool,
+    pulse: Pulse,
+) -> Generator[tuple[Tile, dict[str, int]], None, None]:
+    """Have an executor do tiles, each by itself; as they are finished, with their counts."""
+    if new:
+        _create(plan, work)
+    file = put_plan(work.parent, plan)
+    pending = {
+        executor.submit(
+            do_tile,
+            TileTask(
+                plan=file,
+                work=work,
+                tile=tile.index,
+                concurrency=settings.concurrency,
+                memory_limit=settings.memory_limit,
+                chunks=chunk_folder(settings),
+                chunk_quota=settings.chunk_cache_quota,
+            ),
+        ): tile
+        for tile in todo
     }
-    how = plan.request.strain
-    radius, length = radius_for(how.length_scale, plan.geobox.affine.a)
-    about = {**FIELDS, **(STRESS_FIELDS if how.flow_law else {})}
-    store.create_fields(
-        work / store.STRAIN,
-        {name: ("f4", dict(attributes)) for name, attributes in about.items()},
-        attributes={
-            "title": "Strain rates of the velocity composites, by firnline",
-            "source": plan.attribution,
-            "window_radius_pixels": radius,
-            "half_length_m": length,
-            "half_length_asked_m": how.length_scale,
-            **describe(how.method, how.gaps, how.flow_law),
-        },
-        format=plan.request.format,
-        geobox=plan.geobox,
-        axes=(plan.x, plan.y),
-        periods=as_arrays(spans),
-    )
-    rates = [
-        strain_rates(
-            velocity["vx"][n],
-            velocity["vy"][n],
-            dx=plan.geobox.affine.a,
-            dy=plan.geobox.affine.e,
-            radius=radius,
-            method=how.method,
-            gaps=how.gaps,
-            vx_error=velocity["vx_error"][n],
-            vy_error=velocity["vy_error"][n],
-            flow_law=how.flow_law,
-        )
-        for n in range(len(spans))
-    ]
-    for name in about:
-        store.write_field(work / store.STRAIN, name, np.stack([period[name] for period in rates]))
+    try:
+        while pending:
+            ended, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            pulse.check()
+            for future in ended:
+                yield pending.pop(future), future.result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _create(plan: Plan, work: Path) -> None:
+    if plan.request.pairs:
+        store.create_pairs(work / store.PAIRS, plan)

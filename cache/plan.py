@@ -20,6 +20,7 @@ import numpy as np
 from odc.geo.geobox import GeoBox
 
 from firnline.cache.lattice import Placement, bounds_of, cube_grid, cut, overlap, place, target_grid
+from firnline.cache.memory import shares
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
 from firnline.cache.stitch import Layers, PairTable, merge_pairs
@@ -549,13 +550,14 @@ def _tile_shape(plan: Plan, memory_limit: int) -> tuple[int, int]:
     It lives beside the chunks in flight, those kept for later tiles, the shard being encoded, and
     what is held of a cube while it is resampled.
     """
+    share = shares(memory_limit)
     itemsize = max(2, *(plan.array(name).dtype.itemsize for name in plan.request.variables))
     best = next(
         (
             tile
             for tile in _TILES
-            if len(plan.layers) * math.prod(tile) * itemsize <= memory_limit // 16
-            and _held(plan, tile) <= memory_limit // 4
+            if len(plan.layers) * math.prod(tile) * itemsize <= share.buffer
+            and _held(plan, tile) <= share.crossing
         ),
         _TILES[-1],
     )

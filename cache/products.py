@@ -16,8 +16,10 @@ from shapely.geometry import box
 from sqlalchemy import Engine
 
 from firnline.cache import composite_store, jobs, store
+from firnline.cache.containment import Container
 from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
+from firnline.cache.memory import give_back
 from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
@@ -58,12 +60,23 @@ class Made:
     assets: Mapping[str, Mapping[str, Any]]
     sources: list[dict[str, Any]]
     size: int
+    container: str | None = None
+    """Id of the subset that it was read from."""
 
 
 def make(
-    plan: Plan, work: Path, spans: tuple[Period, ...], counts: Counts, *, seconds: float
+    plan: Plan,
+    work: Path,
+    spans: tuple[Period, ...],
+    counts: Counts,
+    *,
+    seconds: float,
+    container: Container | None = None,
 ) -> Made:
-    """Write maps, quicklook and provenance into `work`; describe all of it."""
+    """Write maps, quicklook and provenance into `work`; describe all of it.
+
+    `container` is the subset that the velocity was read from, if it wasn't the cubes.
+    """
     assets: dict[str, dict[str, Any]] = {}
     for key, name, title in (
         ("zarr", store.PAIRS, "Image-pair velocities, stitched (Zarr)"),
@@ -82,11 +95,12 @@ def make(
     if spans:
         assets["composite"]["firnline:composite"] = _composited(plan, work)
         assets |= _maps(plan, work, spans)
+        give_back()
         if min(plan.shape[1:]) > 1:
             assets["thumbnail"] = _quicklook(plan, work, spans)
     renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}
     sources = _sources(plan)
-    assets["provenance"] = _provenance(plan, work, sources, counts, seconds)
+    assets["provenance"] = _provenance(plan, work, sources, counts, seconds, container)
     for asset in assets.values():
         asset.setdefault("file:size", (work / asset["href"]).stat().st_size)
     bounds = plan.geobox.boundingbox.bbox
@@ -96,6 +110,7 @@ def make(
         assets=assets,
         sources=sources,
         size=store.size(work),
+        container=None if container is None else container.id,
     )
 
 
@@ -103,6 +118,11 @@ def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) 
     """Publish: the item, the subset's row and the job's end, in one transaction."""
     id = plan.request.subset_id
     root = f"{FILES_ROOT}/{id}/{generation}"
+    origins: list[tuple[str, str]] = [
+        (plan.request.collection, source["id"]) for source in made.sources
+    ]
+    if made.container is not None:
+        origins.append((SUBSETS, made.container))
     item = {
         "type": "Feature",
         "stac_version": STAC_VERSION,
@@ -122,9 +142,9 @@ def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) 
             {
                 "rel": "derived_from",
                 "type": "application/geo+json",
-                "href": f"firnline:/collections/{plan.request.collection}/items/{source['id']}",
+                "href": f"firnline:/collections/{collection}/items/{origin}",
             }
-            for source in made.sources
+            for collection, origin in origins
         ],
     }
     with writing(engine) as connection:
@@ -249,7 +269,7 @@ def _composited(plan: Plan, work: Path) -> dict[str, Any]:
     """How composites were made, and how many values went in and were left out."""
     request = plan.request
     counts = {
-        f"values_{word}": int(store.read(work / store.COMPOSITE, name).sum(dtype=np.int64))
+        f"values_{word}": _total(store.opened(work / store.COMPOSITE, name))
         for word, name in (("used", "count"), ("rejected", "rejected"), ("too_long", "too_long"))
     }
     return {
@@ -258,6 +278,10 @@ def _composited(plan: Plan, work: Path) -> dict[str, Any]:
         "max_displacement": request.max_displacement,
         **counts,
     }
+
+
+def _total(field: Any) -> int:
+    return sum(int(field[block].sum(dtype=np.int64)) for block in store.field_blocks(field.shape))
 
 
 def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[str, Any]]:
@@ -277,7 +301,7 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
     assets = {}
     for origin, name in maps:
         long_name, units = described[name]
-        values = store.read(work / origin, name)
+        values = store.opened(work / origin, name)
         nodata = 0 if name == "count" else float("nan")
         statistics = write_cog(
             work / f"{name}.tif",
@@ -314,20 +338,26 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
 
 
 def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, Any]:
-    from firnline.cache.quicklook import write_quicklook
+    from firnline.cache.quicklook import thinned, write_quicklook
 
-    speed = store.read(work / store.COMPOSITE, "v")
-    filled = np.isfinite(speed).sum(axis=(1, 2))
+    speed = store.opened(work / store.COMPOSITE, "v")
+    filled = np.zeros(len(spans), np.int64)
+    for block in store.field_blocks(speed.shape):
+        filled[block[0]] += np.isfinite(speed[block]).sum(axis=(1, 2))
     fullest = len(filled) - 1 - int(filled[::-1].argmax())  # the latest of them
-    fields = {name: store.read(work / store.COMPOSITE, name)[fullest] for name in ("vx", "vy")}
+    rows, columns = (thinned(size) for size in speed.shape[1:])
+    names = [(store.COMPOSITE, name) for name in ("vx", "vy")]
     if plan.request.strain:
-        for name in ("longitudinal", "e1", "e2", "theta"):
-            fields[name] = store.read(work / store.STRAIN, name)[fullest]
+        names += [(store.STRAIN, name) for name in ("longitudinal", "e1", "e2", "theta")]
+    fields = {
+        name: np.asarray(store.opened(work / origin, name)[fullest, rows, columns])
+        for origin, name in names
+    }
     write_quicklook(
         work / "thumbnail.png",
         **fields,
-        x=plan.x,
-        y=plan.y,
+        x=plan.x[columns],
+        y=plan.y[rows],
         crs=plan.crs,
         title=f"ITS_LIVE velocity{' and strain rate' if plan.request.strain else ''}, "
         f"{period_label(spans[fullest], plan.request.composite or '')}",
@@ -343,7 +373,12 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
 
 
 def _provenance(
-    plan: Plan, work: Path, sources: list[dict[str, Any]], counts: Counts, seconds: float
+    plan: Plan,
+    work: Path,
+    sources: list[dict[str, Any]],
+    counts: Counts,
+    seconds: float,
+    container: Container | None,
 ) -> dict[str, Any]:
     """What was asked, read and done, and a checksum of every file."""
     layers = plan.layers
@@ -356,6 +391,9 @@ def _provenance(
             "transform": list(plan.geobox.affine)[:6],
         },
         "sources": sources,
+        "read_from": None
+        if container is None
+        else {"subset": container.id, "generation": container.generation},
         "pairs": {"read": layers.read, "kept": layers.kept, "merged": layers.merged},
         "values": {"conflicting": counts.conflicts, "speeds_recomputed": counts.recomputed},
         "fetched": {
@@ -369,11 +407,18 @@ def _provenance(
         "made": datetime.now(UTC).isoformat(),
         "software": {name: version(name) for name in _SOFTWARE}
         | {"python": platform.python_version()},
-        "files": {
-            path: {"size": size, "sha256": digest} for path, size, digest in store.files(work)
-        },
     }
-    (work / "provenance.json").write_text(json.dumps(document, indent=1))
+    # a large subset of small tiles has a hundred thousand files: written as they are read
+    aside = work.parent / "provenance.json"
+    (work / aside.name).unlink(missing_ok=True)  # of an attempt that ended here
+    with aside.open("w") as out:
+        out.write(json.dumps(document, indent=1).removesuffix("\n}"))
+        out.write(',\n "files": {')
+        for n, (path, size, digest) in enumerate(store.files(work)):
+            one = json.dumps({"size": size, "sha256": digest})
+            out.write(f"{',' if n else ''}\n  {json.dumps(path)}: {one}")
+        out.write("\n }\n}")
+    aside.replace(work / aside.name)
     return {
         "href": "provenance.json",
         "type": "application/json",

@@ -19,10 +19,11 @@ from firnline.errors import CRSError, InputError, StoreError
 
 if TYPE_CHECKING:  # matplotlib is loaded when there is something to draw
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
-__all__ = ["DPI", "MISSING_COLOUR", "figure_size", "write_quicklook"]
+__all__ = ["DPI", "MISSING_COLOUR", "figure_size", "thinned", "write_quicklook"]
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
@@ -34,7 +35,8 @@ MISSING_COLOUR = "#d9d9d9"
 
 _INK, _FAINT = "#1f2328", "#57606a"
 _EXTENSION, _COMPRESSION = "#b30000", "#08306b"
-_MAX_PIXELS = 1200  # more than a panel has on paper
+_ROWS = 64
+_MAX_PIXELS = 730  # what a panel has on paper
 _ARROWS = 24  # along the longer side
 _CROSSES = 20
 # inches
@@ -56,7 +58,7 @@ class _Map:
     columns: slice
 
     def cut(self, field: Floats) -> Floats:
-        return np.asarray(field, np.float64)[self.rows, self.columns]
+        return np.asarray(field[self.rows, self.columns], np.float32)
 
     def every(self, count: int) -> tuple[slice, slice]:
         """Rows and columns of ``count`` marks along the longer side, clear of the edges."""
@@ -68,6 +70,11 @@ class _Map:
         """Length of the longer side in km: divided by their number, the room of one mark."""
         west, east, south, north = self.extent
         return max(east - west, north - south)
+
+
+def thinned(size: int) -> slice:
+    """Which of so many rows or columns are drawn: more than a panel has are not seen."""
+    return slice(None, None, -(-size // _MAX_PIXELS))
 
 
 def figure_size(shape: tuple[int, int], panels: int = 2) -> tuple[int, int]:
@@ -151,7 +158,7 @@ def write_quicklook(
     Speed is on a logarithmic scale where its 2nd and 98th percentiles differ more than tenfold.
     Arrows show the direction; their length grows with the colour scale, not with the speed, so
     that slow ice has visible ones. Rates are on a symmetric scale to the 98th percentile of their
-    size. Grids of more than 1,200 pixels are thinned.
+    size. Grids of more than 730 pixels a side are thinned.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -254,19 +261,25 @@ def _percentiles(field: Floats, *q: float) -> list[float]:
     return [float(p) for p in np.percentile(some, q)] if some.size else [math.nan] * len(q)
 
 
-def _image(axes: Axes, grid: _Map, field: Floats, **style: Any) -> AxesImage:
+def _image(axes: Axes, grid: _Map, field: Floats, cmap: str, norm: Normalize) -> ScalarMappable:
+    """Draw a field; the colours are made here, some rows at a time: an image makes them of all
+    that is drawn, with a dozen copies in float64.
+    """
+    from matplotlib.cm import ScalarMappable
+
+    colours = ScalarMappable(norm, cmap)
+    picture = np.empty((*field.shape, 4), np.uint8)
+    for first in range(0, len(field), _ROWS):
+        rows = slice(first, first + _ROWS)
+        picture[rows] = colours.to_rgba(np.ma.masked_invalid(field[rows]), bytes=True)
     # nearest: a blend of data with the background at the edge of a gap would be a false colour
-    return axes.imshow(
-        np.ma.masked_invalid(field),
-        extent=grid.extent,
-        origin="upper",
-        interpolation="nearest",
-        aspect="equal",
-        **style,
+    axes.imshow(
+        picture, extent=grid.extent, origin="upper", interpolation="nearest", aspect="equal"
     )
+    return colours
 
 
-def _draw_speed(axes: Axes, grid: _Map, u: Floats, v: Floats) -> tuple[AxesImage, str]:
+def _draw_speed(axes: Axes, grid: _Map, u: Floats, v: Floats) -> tuple[ScalarMappable, str]:
     from matplotlib.colors import LogNorm, Normalize
 
     speed = np.hypot(u, v)
@@ -278,7 +291,7 @@ def _draw_speed(axes: Axes, grid: _Map, u: Floats, v: Floats) -> tuple[AxesImage
         norm = LogNorm(max(low, high / 1e3, min(1.0, high / 10)), high)
     else:
         norm = Normalize(max(0.0, low - (high - low) * 0.05), high)
-    image = _image(axes, grid, speed, cmap="turbo", norm=norm)
+    image = _image(axes, grid, speed, "turbo", norm)
 
     rows, columns = grid.every(_ARROWS)
     some = speed[rows, columns]
@@ -310,13 +323,15 @@ def _draw_speed(axes: Axes, grid: _Map, u: Floats, v: Floats) -> tuple[AxesImage
     return image, "arrows: direction of flow"
 
 
-def _draw_strain(axes: Axes, grid: _Map, field: Floats, name: str) -> AxesImage:
+def _draw_strain(axes: Axes, grid: _Map, field: Floats, name: str) -> ScalarMappable:
+    from matplotlib.colors import Normalize
+
     (limit,) = _percentiles(np.abs(field), 98)
     limit = limit if limit > 0 else 0.1
     if name == "effective":
-        return _image(axes, grid, field, cmap="magma_r", vmin=0, vmax=limit)
+        return _image(axes, grid, field, "magma_r", Normalize(0, limit))
     # red for extension, blue for compression
-    return _image(axes, grid, field, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    return _image(axes, grid, field, "RdBu_r", Normalize(-limit, limit))
 
 
 def _draw_crosses(axes: Axes, grid: _Map, e1: Floats, e2: Floats, theta: Floats) -> str:
@@ -345,7 +360,7 @@ def _draw_crosses(axes: Axes, grid: _Map, e1: Floats, e2: Floats, theta: Floats)
     return "principal axes: red extension, blue compression"
 
 
-def _bar(figure: Figure, image: AxesImage, axes: Axes, label: str) -> None:
+def _bar(figure: Figure, image: ScalarMappable, axes: Axes, label: str) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,7 +23,7 @@ from firnline.arrays import basenames, instants, read_array
 from firnline.cache.request import Request, moved
 from firnline.chunks import ChunkReader, Keeper
 from firnline.crs import parse_crs
-from firnline.cube import Cube, parse_cube, read_cube
+from firnline.cube import Array, Cube, parse_cube, read_cube
 from firnline.database import reading
 from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
 from firnline.footprint import TOLERANCE, footprint
@@ -271,21 +271,33 @@ def _in_days(layout: Cube, read: dict[str, Raw]) -> Cube:
 
     Cubes of both generations make one store, and its dates have one unit. Changes `read`.
     """
-    arrays = dict(layout.arrays)
     for name, values in read.items():
+        array = layout.arrays[name]
+        if _is_other_date(array):
+            microseconds = instants(values, array).astype("i8")
+            days = microseconds / 86_400_000_000
+            days[microseconds == np.iinfo("i8").min] = np.nan
+            read[name] = days
+    return layout_in_days(layout, read)
+
+
+def layout_in_days(layout: Cube, names: Iterable[str]) -> Cube:
+    """The layout of a cube with those of the named dates in days that are not."""
+    arrays = dict(layout.arrays)
+    for name in names:
         array = arrays[name]
-        units = str(array.attributes.get("units", ""))
-        if array.dtype.kind != "M" and (" since " not in units or units == _DAYS):
+        if not _is_other_date(array):
             continue
-        microseconds = instants(values, array).astype("i8")
-        days = microseconds / 86_400_000_000
-        days[microseconds == np.iinfo("i8").min] = np.nan
-        read[name] = days
         attributes = {k: v for k, v in array.attributes.items() if k in ("description", "calendar")}
         arrays[name] = replace(
             array,
-            dtype=days.dtype,
+            dtype=np.dtype(np.float64),
             fill_value="NaN",
             attributes={**attributes, "units": _DAYS},
         )
     return replace(layout, arrays=arrays)
+
+
+def _is_other_date(array: Array) -> bool:
+    units = str(array.attributes.get("units", ""))
+    return array.dtype.kind == "M" or (" since " in units and units != _DAYS)

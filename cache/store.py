@@ -9,7 +9,9 @@ empty or not, and a store in which one is missing is not published.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,8 @@ from firnline.version import __version__
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 Format = Literal["v3", "v2"]
+Block = tuple[slice, slice, slice]
+"""Times, rows and columns of a field, half-open."""
 
 PAIRS = "pairs.zarr"
 COMPOSITE = "composite.zarr"
@@ -38,7 +42,7 @@ STRAIN = "strain.zarr"
 
 GRID_MAPPING = "mapping"
 _V2_CHUNK_TIME = 512
-_MAP_SIDE = 256
+_MAP_TIMES, _MAP_SIDE = 4, 256
 # The source calls 0 missing here, though it says 'measured': a decoder would make it NaN.
 _ZERO_IS_A_VALUE = ("interp_mask",)
 
@@ -133,7 +137,8 @@ def create_fields(
 ) -> None:
     """Create a store of fields ``(time, y, x)``, one map for each period.
 
-    A chunk is a map of 256 x 256 pixels; in Zarr v3 all periods of it are one shard.
+    A chunk is a map of 256 x 256 pixels; in Zarr v3 four periods of it are one shard, few enough
+    that a block of all fields is made in little memory.
 
     Parameters
     ----------
@@ -168,7 +173,8 @@ def create_fields(
             group, name, (len(bounds), *geobox.shape), np.dtype(dtype), ("time", "y", "x"),
             dict(described) | _crs_attributes(code),
             fill_value=np.nan if np.dtype(dtype).kind == "f" else None,
-            chunks=(1, high, wide), shards=(len(bounds), high, wide) if format == "v3" else None,
+            chunks=(1, high, wide),
+            shards=(min(_MAP_TIMES, len(bounds)), high, wide) if format == "v3" else None,
         )  # fmt: skip
 
 
@@ -190,33 +196,27 @@ def write(path: Path, name: str, tile: Tile, values: Raw, processors: Executor) 
     )
 
 
-def write_field(
-    path: Path,
-    name: str,
-    values: Raw,
-    rows: slice = slice(None),
-    columns: slice = slice(None),
-) -> None:
-    """Write a field ``(time, y, x)``, or a block of it, chunks without a value as well."""
+def write_field(path: Path, name: str, values: Raw, block: Block) -> None:
+    """Write a block of a field ``(time, y, x)``, chunks without a value as well."""
     array = zarr.open_array(path, path=name, mode="r+")
     # zarr 3.1 takes no notice of `config` when it opens an array
-    array.with_config({"write_empty_chunks": True})[:, rows, columns] = values
+    array.with_config({"write_empty_chunks": True})[block] = values
 
 
-def field_blocks(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """The parts ``(rows, columns)`` of a field that are whole chunks, and shards, of their own."""
-    height, width = shape
-    for row in range(0, height, _MAP_SIDE):
-        for column in range(0, width, _MAP_SIDE):
-            yield (
-                slice(row, min(row + _MAP_SIDE, height)),
-                slice(column, min(column + _MAP_SIDE, width)),
-            )
+def field_blocks(shape: tuple[int, ...]) -> Iterator[Block]:
+    """The parts of a field ``(time, y, x)`` that are whole chunks, and shards, of their own."""
+    sizes = (_MAP_TIMES, _MAP_SIDE, _MAP_SIDE)
+    parts = [
+        [slice(n, min(n + size, length)) for n in range(0, length, size)]
+        for length, size in zip(shape, sizes, strict=True)
+    ]
+    times, rows, columns = parts
+    yield from itertools.product(times, rows, columns)
 
 
-def read(path: Path, name: str) -> Raw:
-    """A whole array, as stored."""
-    return np.asarray(zarr.open_array(path, path=name, mode="r")[...])
+def opened(path: Path, name: str) -> zarr.Array[Any]:
+    """An array, for reading parts of it."""
+    return zarr.open_array(path, path=name, mode="r")
 
 
 def consolidate(path: Path) -> None:
@@ -261,9 +261,11 @@ def size(folder: Path) -> int:
 
 
 def files(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """Each file below a folder: relative path, bytes, SHA-256."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
+    """Each file below a folder: relative path, bytes, SHA-256; a folder at a time is looked at."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(parent, name)
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             yield file.relative_to(folder).as_posix(), file.stat().st_size, digest
@@ -289,8 +291,11 @@ def adopt(folder: Path, attempt: int) -> Path | None:
     if not earlier:
         return None
     (folder / str(max(earlier))).rename(mine)
-    for unfinished in mine.rglob("*.partial"):  # zarr writes beside, then renames
-        unfinished.unlink()
+    for path in mine.rglob("*"):
+        # zarr writes beside, then renames; so do maps and pictures. Zarr v2's metadata is .z...
+        beside = path.name.startswith(".") and not path.name.startswith(".z")
+        if beside or path.suffix == ".partial":
+            path.unlink()
     return mine
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from firnline.cache import eviction, jobs, store
 from firnline.cache.jobs import Job
 from firnline.cache.materialise import materialise, work_folder
+from firnline.cache.memory import use_one_heap
 from firnline.errors import (
     ConflictError,
     DatabaseError,
@@ -118,6 +119,7 @@ def run_next(
     if job is None:
         return False
     stop = stop or threading.Event()
+    use_one_heap()
     say = log.bind(job=job.id, attempt=job.attempt)
     say.info("job claimed")
     work = work_folder(settings, job)

@@ -5,12 +5,9 @@ The velocity chunks are ``firnline.cache.fetch``'s, which reads them one by one.
 
 from __future__ import annotations
 
-import math
-import mmap
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +15,12 @@ from firnline.chunks import ChunkReader
 from firnline.cube import Array
 from firnline.errors import SourceCorruptError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Raw = np.ndarray[Any, np.dtype[Any]]
 
-_LARGE = 1 << 22  # bytes of a chunk
-_one_large = threading.Lock()  # of several cubes' granule URLs, one is decoded at a time
+_PIECE = 1 << 22  # bytes that are decoded at a time of what is reduced
 
 
 def read_array(
@@ -35,8 +34,8 @@ def read_array(
     """Start to read a whole 0-D, 1-D or 2-D array; the returned function waits for it.
 
     A chunk that the source does not have is the array's missing value, or an error where the
-    array is `needed`. `reduce` makes each 1-D chunk smaller as it comes, since a cube's granule
-    URLs take 4 kB a pair.
+    array is `needed`. `reduce` makes 1-D chunks smaller piece by piece as they are decoded, since a
+    cube's granule URLs take 4 kB a pair.
     """
 
     def chunk(index: tuple[int, ...]) -> Raw:
@@ -52,15 +51,16 @@ def read_array(
             missing = array.missing
             return np.full(shape, str(missing) if array.dtype.kind == "O" else missing)
         part = tuple(slice(n) for n in shape)
-        if array.dtype.kind == "O" or math.prod(array.chunks) * array.dtype.itemsize < _LARGE:
-            return reduced(reader.decode(array, index, data)[part])
-        with _one_large:
-            return reduced(reader.decode(array, index, data, out=_aside(array))[part])
+        if reduce is None or array.dtype.kind == "O":
+            values = reader.decode(array, index, data)[part]
+            values = values.astype("U") if array.dtype.kind == "O" else values.copy()
+            return values if reduce is None else reduce(values)
 
-    def reduced(values: Raw) -> Raw:
-        if reduce is not None:
-            return reduce(values)
-        return values.astype("U") if array.dtype.kind == "O" else values.copy()
+        def decode(encoded: Buffer) -> Raw:
+            pieces = array.pieces(encoded, max(1, _PIECE // array.dtype.itemsize))
+            return np.concatenate([reduce(piece) for piece in pieces])
+
+        return reader.decode(array, index, data, by=decode)[part]
 
     futures: dict[tuple[int, ...], Future[Raw]] = {
         index: executor.submit(chunk, index) for index in np.ndindex(*array.chunk_counts)
@@ -81,24 +81,9 @@ def read_array(
     return result
 
 
-def _aside(array: Array) -> Raw:
-    """Memory for a large chunk that is given back to the system at once when it's dropped.
-
-    The allocator would keep it: a cube's granule URLs are decoded once, and are the largest thing
-    in the memory of a small job.
-    """
-    size = math.prod(array.chunks) * array.dtype.itemsize
-    return np.frombuffer(mmap.mmap(-1, size), array.dtype)
-
-
 def basenames(urls: Raw) -> Raw:
     """Last part of each URL as UTF-8 bytes, in as narrow a type as fits them."""
-    block = 4096  # rows: fixed-width URLs are 4 kB each, so few at a time are made Python strings
-    names = [
-        np.array([url.rsplit("/", 1)[-1].encode() for url in urls[first : first + block].tolist()])
-        for first in range(0, len(urls), block)
-    ]
-    return np.concatenate(names) if names else np.empty(0, "S1")
+    return np.array([url.rsplit("/", 1)[-1].encode() for url in urls.tolist()], "S")
 
 
 def instants(values: Raw, array: Array) -> Raw:

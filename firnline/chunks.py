@@ -11,6 +11,7 @@ with its own ETag, and only those that changed come again.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -176,29 +177,40 @@ class ChunkReader:
             return [None if place is None else found[place] for place in places]
         raise SourceCorruptError(f"{self.source.url}/{path} changes while it is read")
 
-    def decode(self, array: Array, index: Index, data: Buffer, out: Raw | None = None) -> Raw:
+    def decode(
+        self,
+        array: Array,
+        index: Index,
+        data: Buffer,
+        out: Raw | None = None,
+        *,
+        by: Callable[[Buffer], Raw] | None = None,
+    ) -> Raw:
         """Decode a chunk; bytes that don't are fetched again: they may have broken on the way.
 
         Parameters
         ----------
         out
             See :meth:`firnline.cube.Array.decode`.
+        by
+            What decodes it, if that is not :meth:`firnline.cube.Array.decode`.
 
         Raises
         ------
         SourceCorruptError
             They don't after several times. What :meth:`get` raises.
         """
+        decode = by or functools.partial(array.decode, out=out)
         for _ in range(_TRIES - 1):
             try:
-                return array.decode(data, out=out)
+                return decode(data)
             except SourceCorruptError:
                 self._uncertain = True
                 fresh = self.get(array, index, again=True)
                 if fresh is None:
                     raise
                 data = fresh
-        return array.decode(data, out=out)
+        return decode(data)
 
     def confirm(self) -> None:
         """Make sure that the cube is still there, and is the one that its metadata told of.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, prod
@@ -168,17 +168,47 @@ class Array:
         """Decode a Blosc frame by c-blosc2, whose zlib is twice as fast as numcodecs' (1.3 ms
         instead of 2.6 ms of CPU for a chunk of 1.6 MB, blosc2 4.14 and numcodecs 0.16).
         """
+        expected = self._check_blosc(view)
+        values = np.empty(self.chunks, self.dtype) if out is None else out
+        if expected:
+            # a context of its own for each call: blosc2.decompress takes turns on a global one
+            blosc2.decompress2(view, dst=values.reshape(-1).view(np.uint8), nthreads=1)
+        return values
+
+    def _check_blosc(self, view: memoryview) -> int:
+        """Refuse what is not a frame of the size that is declared; that size in bytes."""
         expected = prod(self.chunks) * self.dtype.itemsize
         # bytes 4-8 and 12-16 of a frame: sizes before and after compression
         if len(view) < 16 or int.from_bytes(view[4:8], "little") != expected:
             raise SourceCorruptError(f"a chunk of {self.name} does not hold {expected} bytes")
         if int.from_bytes(view[12:16], "little") != len(view):
             raise SourceCorruptError(f"a chunk of {self.name} is cut short")
-        values = np.empty(self.chunks, self.dtype) if out is None else out
-        if expected:
-            # a context of its own for each call: blosc2.decompress takes turns on a global one
-            blosc2.decompress2(view, dst=values.reshape(-1).view(np.uint8), nthreads=1)
-        return values
+        return expected
+
+    def pieces(self, data: Any, count: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Decode a chunk of a 1-D array `count` values at a time, in memory for so many.
+
+        Raises
+        ------
+        SourceCorruptError
+            As :meth:`decode`.
+        """
+        view = memoryview(data).cast("B")
+        if self.checked:
+            view = unchecked(view, f"a chunk of {self.name}")
+        if self.compressor is None or self.compressor.get("id") != "blosc":
+            whole = self.decode(data)
+            for first in range(0, len(whole), count):
+                yield whole[first : first + count]
+            return
+        size, step = self._check_blosc(view), count * self.dtype.itemsize
+        try:
+            frame = blosc2.SChunk(chunksize=size, cparams={"typesize": 1})
+            frame.insert_chunk(0, bytes(view))
+            for first in range(0, size, step):
+                yield np.frombuffer(frame[first : min(first + step, size)], self.dtype)
+        except Exception as error:  # noqa: BLE001  as above
+            raise SourceCorruptError(f"a chunk of {self.name} does not decode: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -190,6 +220,8 @@ class Cube:
     arrays: Mapping[str, Array]
     attributes: Mapping[str, Any]
     zarr_format: int = 2
+    metadata: bytes = field(default=b"", repr=False)
+    """The consolidated metadata as it was read."""
 
     @property
     def time(self) -> str:
@@ -304,7 +336,7 @@ def parse_cube(url: str, metadata: bytes, etag: str | None) -> Cube:
                 if key.endswith("/.zarray")
             }
             attributes = contents.get(".zattrs", {})
-        cube = Cube(url, etag, arrays, attributes, zarr_format)
+        cube = Cube(url, etag, arrays, attributes, zarr_format, bytes(metadata))
         _check(cube)
     except (
         ArithmeticError,

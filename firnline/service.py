@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from firnline import keys
 from firnline.api.app import create_app
+from firnline.cache.refresh import mark_stale
 from firnline.child import WorkerProcess
 from firnline.database import connect, is_empty, migrate
 from firnline.errors import (
@@ -189,6 +190,8 @@ class Service:
             deeper = None
             if deep:
                 deeper = deepen(self._engine, self._settings, progress, run=report.run)
+                for id in mark_stale(self._engine):
+                    log.info("subset is stale: made anew when it's asked for", subset=id)
         except (SourceUnreachableError, DatabaseError, ConflictError) as error:
             log.error("harvest failed; it's tried again", reason=str(error))
             return True

@@ -75,9 +75,15 @@ class Settings(BaseSettings):
         "@daily; empty: only an empty catalog, at the start.",
     )
     memory_limit: ByteSize = Field(
-        ByteSize(2_000_000_000), description="Memory that one job may use for chunks and buffers."
+        ByteSize(2_000_000_000),
+        description="Memory of a process that does a job, all of it; below 300MB it may take more.",
     )
     concurrency: int = Field(16, ge=1, le=256, description="Requests under way at once in a job.")
+    dask_scheduler: str = Field(
+        "",
+        description="Address of a Dask scheduler, as tcp://host:8786, whose workers do the tiles "
+        "of jobs; they see DATA_DIR and the cache under the same paths. Empty: threads.",
+    )
     max_aoi_km2: float = Field(
         100_000.0, gt=0, description="Largest area of a materialisation, in square kilometres."
     )

@@ -7,6 +7,7 @@ missing data.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ class Source:
 
     def __init__(self, url: str, *, allowed: Sequence[str], signed: Sequence[str] = ()) -> None:
         self.url = check_allowed(url.rstrip("/"), allowed)
+        self._roots: dict[str, Any] = {"allowed": tuple(allowed), "signed": tuple(signed)}
         self._transport: _Transport
         parts = urlsplit(self.url)
         if parts.scheme == "file":
@@ -100,6 +102,10 @@ class Source:
             raise InputError(
                 f"{parts.scheme or 'a path'} can't be read from; accepted: https, http, s3, file"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # in another process it makes connections of its own
+        return functools.partial(Source, **self._roots), (self.url,)
 
     @property
     def remote(self) -> bool:

@@ -47,6 +47,7 @@ CUBES = ("nw", "ne", "sw", "se", "utm")
 CENTRE = (-170_000.0, -2_280_000.0)
 """The corner in EPSG:3413 that the four cubes share."""
 UTM = 32622
+_SQUARE = 12  # chunks
 ABSENT = ((2, 3), (2, 4))
 """Columns of chunks (row, column) that do not exist in the cube ``se``."""
 ABSENT_22 = ((4, 1), *((row, column) for row in range(8, 12) for column in range(4)))
@@ -252,6 +253,7 @@ def write_scale_cubes(
     noise: float = 1.0,
     missing: float = 0.66,
     variables: Sequence[str] = ("vx", "vy", "v_error"),
+    thinned: int = 1,
 ) -> Mirror:
     """Write two adjacent cubes of the real size, for benchmarks.
 
@@ -269,6 +271,9 @@ def write_scale_cubes(
         Rows and columns of the area, in pixels of 120 m; :attr:`Mirror.aoi` has its bounds.
     variables : sequence of str
         3-D variables to write.
+    thinned : int
+        Of the squares of 12 x 12 chunks, one in so many exists: a large area in little disk, as
+        dense as any where there is something.
 
     Returns
     -------
@@ -287,11 +292,12 @@ def write_scale_cubes(
         _spec(3413, (-200_000.0, -2_300_000.0, -100_000.0, -2_200_000.0)),
     ]
     height, width = window
-    if not (0 < height <= 800 and 0 < width <= 800):
-        raise InputError(f"window must be 1 to 800 pixels a side, not {window}")
+    most = len(specs[0].y)
+    if not (0 < height <= most and 0 < width <= most):
+        raise InputError(f"window must be 1 to {most} pixels a side, not {window}")
     # The area's edges lie on pixel edges: half of its columns in each cube.
     left = float(specs[1].x[0]) - SPACING / 2 - (width // 2) * SPACING
-    top = float(specs[0].y[400]) + SPACING / 2
+    top = float(specs[0].y[min(400, most - height)]) + SPACING / 2
     aoi = (left, top - height * SPACING, left + width * SPACING, top)
     flow = FlowField(origin=((aoi[0] + aoi[2]) / 2, (aoi[1] + aoi[3]) / 2))
     maker = PairMaker(np.random.default_rng((seed, 7)), base_url, start, end, missing)
@@ -309,7 +315,12 @@ def write_scale_cubes(
             noise=noise,
             seed=(seed, number),
             variables=tuple(variables),
-            only=frozenset((int(i), int(j)) for i in set(rows) for j in set(cols)),
+            only=frozenset(
+                (int(i), int(j))
+                for i in set(rows)
+                for j in set(cols)
+                if (3 * (i // _SQUARE) + j // _SQUARE) % thinned == 0
+            ),
         )
         write_cube(root, spec, content, base_url)
         records.append(_record(spec, content.pairs, ()))

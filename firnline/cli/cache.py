@@ -9,8 +9,9 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.table import Table
 
-from firnline.cli.console import Json, err, out, print_json
+from firnline.cli.console import Json, err, out, percent, print_json
 from firnline.cli.installation import load_settings, open_database
+from firnline.cli.interrupt import stop_on_signal
 from firnline.errors import InputError
 
 Ids = Annotated[list[str] | None, typer.Argument(help="Subsets; default: all.")]
@@ -139,3 +140,33 @@ def _pin(id: str, pinned: bool) -> None:
 
     eviction.pin(open_database(load_settings()), id, pinned)
     out.print(f"{id} is {'pinned' if pinned else 'no longer pinned'}", markup=False)
+
+
+def refresh_stored(
+    id: str,
+    wait: Annotated[
+        bool, typer.Option(help="Do the job here; --no-wait leaves it to a worker.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Make a subset anew if its cubes have changed: only chunks that changed are fetched."""
+    from firnline.cache import worker
+    from firnline.cache.refresh import refresh
+
+    settings = load_settings()
+    engine = open_database(settings)
+    job = refresh(engine, settings, id)
+    answer = {"item": id, "status": "unchanged", "message": "its cubes are what they were"}
+    if job is not None:
+        if wait:
+            with stop_on_signal() as stop, percent(as_json) as shown:
+                job = worker.finish(engine, settings, job, stop=stop, shown=shown)
+        answer |= {"job": job.id, "status": job.status, "message": job.message}
+    if as_json:
+        print_json(answer)
+    elif answer["status"] != "failed":
+        out.print(f"{id}: {answer['status']}, {answer['message']}", markup=False)
+    if job is not None and wait and job.status != "successful":
+        if job.status == "failed":
+            err.print(f"error: {job.message}", markup=False)
+        raise typer.Exit(1)

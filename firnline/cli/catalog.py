@@ -38,6 +38,7 @@ def harvest(
     as_json: Json = False,
 ) -> None:
     """Harvest the catalog of datacubes, and the mosaics, into the database."""
+    from firnline.cache.refresh import mark_stale
     from firnline.indexer.cubes import deepen
     from firnline.indexer.harvest import harvest as run
 
@@ -57,11 +58,15 @@ def harvest(
         deeper = (
             deepen(engine, settings, progress, run=report.run) if deep and not dry_run else None
         )
+    stale = [] if deeper is None else mark_stale(engine)
     if as_json:
-        print_json(report.to_dict() | ({} if deeper is None else {"deep_read": deeper.to_dict()}))
+        more = {} if deeper is None else {"deep_read": deeper.to_dict(), "stale_subsets": stale}
+        print_json(report.to_dict() | more)
         return
     for line in report.lines() + ([] if deeper is None else deeper.lines()):
         out.print(line, markup=False)
+    for id in stale:
+        out.print(f"{id} is stale now: `firnline cache refresh {id}` makes it anew", markup=False)
 
 
 def export_items(

@@ -7,7 +7,15 @@ from typing import NoReturn
 
 import typer
 
-from firnline.cli.cache import evict, list_stored, pin, show_stored, unpin, verify
+from firnline.cli.cache import (
+    evict,
+    list_stored,
+    pin,
+    refresh_stored,
+    show_stored,
+    unpin,
+    verify,
+)
 from firnline.cli.catalog import export_items, harvest, import_items
 from firnline.cli.console import err
 from firnline.cli.database import migrate, status
@@ -40,6 +48,7 @@ cache_app.command()(verify)
 cache_app.command()(evict)
 cache_app.command()(pin)
 cache_app.command()(unpin)
+cache_app.command("refresh")(refresh_stored)
 app.add_typer(cache_app, name="cache")
 
 key_app = typer.Typer(help="API keys: who may use the service.", no_args_is_help=True)

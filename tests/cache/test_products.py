@@ -104,10 +104,18 @@ def test_gdal_sees_the_crs_of_a_v2_store(sample: Any, engine: Engine, settings: 
     ],
 )
 def test_strain_is_that_of_the_composite(
-    sample: Any, engine: Engine, settings: Settings, how: dict[str, Any], lineage: str
+    sample: Any,
+    engine: Engine,
+    settings: Settings,
+    how: dict[str, Any],
+    lineage: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Computed again from the stored composite, with the window that the store says it used."""
+    """Made block by block; here at once, with the window that the store says it used."""
     from firnline.cache.strain import FlowLaw, strain_rates
+
+    monkeypatch.setattr("firnline.cache.store._MAP_SIDE", 32)
+    monkeypatch.setattr("firnline.cache.store._MAP_TIMES", 3)
 
     folder, item = run(
         engine, settings, bbox=sample.mirror.aoi, strain={"length_scale": 250, **how}
@@ -120,6 +128,7 @@ def test_strain_is_that_of_the_composite(
     assert {key for key in item["assets"] if "mises" in key} == {f"cog_{name}" for name in stress}
     composite = xr.open_zarr(folder / "composite.zarr").load()
     strain = xr.open_zarr(folder / "strain.zarr").load()
+    assert strain.exx.encoding["shards"] == (3, 32, 32)
     assert strain.attrs["window_radius_pixels"] == 2
     assert strain.attrs["half_length_m"] == 240.0
     assert strain.attrs["method"].startswith(lineage)

@@ -167,6 +167,8 @@ def test_materialise_prints_the_item_and_the_folder(
     assert [row["id"] for row in listed] == [document["item"]]
     shown = firn("cache", "show", document["item"])
     assert json.loads(shown.out)["item"]["id"] == document["item"]
+    fresh = firn("cache", "refresh", document["item"], "--json").document
+    assert (fresh["item"], fresh["status"]) == (document["item"], "unchanged")
     status = firn("status", "--json").document
     assert status["jobs"] == {"successful": 2}
     assert status["subsets"]["count"] == 1

@@ -439,6 +439,42 @@ def test_a_chunk_of_another_size_is_corrupt(
         other.decode(encoded, out=np.zeros(chunks, layout.dtype))
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    frame=frames(),
+    count=st.integers(1, 5000),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255))),
+    early=st.booleans(),
+    end=st.floats(0, 1),
+)
+def test_pieces_are_the_chunk_or_it_is_corrupt(
+    frame: tuple[Array, np.ndarray[Any, Any], bytes],
+    count: int,
+    flips: list[tuple[float, int]],
+    early: bool,
+    end: float,
+) -> None:
+    """Of 1-D arrays: in order and no longer than asked for; damage is an error, or wrong values."""
+    whole, values, encoded = frame
+    size = (values.size,)
+    layout = Array("vx", ("mid_date",), size, size, whole.dtype, None, whole.compressor)
+    damaged = bytearray(encoded)
+    for at, flip in flips:
+        damaged[int(at * min(len(damaged), 32 if early else 1 << 30))] ^= flip
+    cut = bytes(damaged[: round(end * len(damaged))]) if end < 0.2 else bytes(damaged)
+    try:
+        got = [piece.copy() for piece in layout.pieces(cut, count)]
+    except SourceCorruptError:
+        assert cut != encoded
+        return
+    assert all(len(piece) == count for piece in got[:-1])
+    assert {piece.dtype for piece in got} == {whole.dtype}
+    joined = np.concatenate(got)
+    assert joined.shape == size
+    if cut == encoded:
+        np.testing.assert_array_equal(joined, values.ravel())
+
+
 def test_a_frame_that_declares_a_huge_size_allocates_nothing() -> None:
     layout = array((60, 10, 10))
     encoded = bytearray(numcodecs.Blosc("zlib").encode(np.zeros((60, 10, 10), "<i2")))
