@@ -174,6 +174,7 @@ def _candidates(engine: Engine, request: Request, crs: str) -> list[tuple[Any, B
         outer = Request.model_validate(json.loads(row.request))
         if (
             properties["proj:code"] == crs
+            and not properties.get("firnline:cubes_resampled")
             and contains(outer, request)
             and not has_changed(row, known)
         ):
@@ -199,7 +200,7 @@ def _plans(
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
     cubes = {
         source["id"]: load_cube(
-            folder, source["id"], Source(source["href"], **roots), source["etag"]
+            folder, source["id"], crs, Source(source["href"], **roots), source["etag"]
         )
         for source in json.loads(row.sources)
     }

@@ -36,7 +36,7 @@ def keep_cubes(folder: Path, cubes: Sequence[OpenCube]) -> None:
         _file(folder, cube.id).write_bytes(packed)
 
 
-def load_cube(folder: Path, id: str, source: Source, etag: str | None) -> OpenCube:
+def load_cube(folder: Path, id: str, crs: str, source: Source, etag: str | None) -> OpenCube:
     """A cube as it was kept; `source` and `etag` are those that it was read from.
 
     Raises
@@ -55,7 +55,7 @@ def load_cube(folder: Path, id: str, source: Source, etag: str | None) -> OpenCu
         raise StoreError(f"{file} can't be read: {error}") from error
     per_pair = {name.removeprefix("pair/"): values for name, values in read.items()}
     layout = layout_in_days(layout, per_pair)
-    return OpenCube(id=id, source=source, layout=layout, per_pair=per_pair, **coordinates)
+    return OpenCube(id=id, crs=crs, source=source, layout=layout, per_pair=per_pair, **coordinates)
 
 
 def _file(folder: Path, id: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-_PROCESS = 190_000_000
+PROCESS = 190_000_000
 """Bytes of the process itself: its libraries, the pairs of the cubes, a block of the maps."""
 
 
@@ -26,7 +26,7 @@ class Shares:
 
 def shares(limit: int) -> Shares:
     """What a job under this limit (FIRNLINE_MEMORY_LIMIT, in bytes) may use for what."""
-    room = max(0, limit - _PROCESS)
+    room = max(0, limit - PROCESS)
     return Shares(buffer=room // 14, ahead=room // 6, kept=room // 12, crossing=room // 5)
 
 
