@@ -249,26 +249,32 @@ def verify(path: Path) -> None:
 
 def _chunk_files(folder: Path) -> int:
     return sum(
-        1
-        for file in folder.rglob("*")
-        if file.is_file() and not file.name.startswith(".z") and file.name != "zarr.json"
+        1 for file in _below(folder) if not file.name.startswith(".z") and file.name != "zarr.json"
     )
 
 
 def size(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in _below(folder))
 
 
 def files(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """Each file below a folder: relative path, bytes, SHA-256; a folder at a time is looked at."""
+    """Each file below a folder: relative path, bytes, SHA-256."""
+    for file in _below(folder):
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        yield file.relative_to(folder).as_posix(), file.stat().st_size, digest
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder in order, one folder at a time.
+
+    Path.rglob (Python 3.11) remembers all that it gave: 70 MB for a hundred thousand.
+    """
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            file = Path(parent, name)
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            yield file.relative_to(folder).as_posix(), file.stat().st_size, digest
+            yield Path(parent, name)
 
 
 def publish(work: Path, published: Path) -> None:
@@ -291,7 +297,7 @@ def adopt(folder: Path, attempt: int) -> Path | None:
     if not earlier:
         return None
     (folder / str(max(earlier))).rename(mine)
-    for path in mine.rglob("*"):
+    for path in _below(mine):
         # zarr writes beside, then renames; so do maps and pictures. Zarr v2's metadata is .z...
         beside = path.name.startswith(".") and not path.name.startswith(".z")
         if beside or path.suffix == ".partial":
