@@ -51,8 +51,8 @@ class SeriesParameters(APIRequest):
     x: Annotated[str | None, _X] = attr.ib(default=None)
     y: Annotated[str | None, _Y] = attr.ib(default=None)
     crs: Annotated[str | None, _CRS] = attr.ib(default=None)
-    dataset: Annotated[str, Query(description="`pairs`, `composite` or `strain`.")] = attr.ib(
-        default="pairs"
+    dataset: Annotated[str, Query(description="`pairs`, `composite`, `strain` or `trend`.")] = (
+        attr.ib(default="pairs")
     )
     variables: Annotated[
         str | None, Query(description="Of the dataset, comma-separated; by default all.")

@@ -89,7 +89,7 @@ def strain(size: int) -> dict[str, dict[str, Any]]:
     u, v = velocity(size)
     cases: list[tuple[str, dict[str, Any]]] = [
         (f"{method} {radius}", {"method": method, "radius": radius})
-        for method, radii in (("plane", (1, 2, 4)), ("nominal", (2,)), ("logarithmic", (1, 4)))
+        for method, radii in (("plane", (1, 2, 4)), ("nominal", (2,)), ("logarithmic", (1, 4, 12)))
         for radius in radii
     ]
     holes = np.random.default_rng(1).random(u.shape) < 0.05
@@ -98,7 +98,7 @@ def strain(size: int) -> dict[str, dict[str, Any]]:
     floors = []
     for name, how, grids in [
         *((name, how, (u, v)) for name, how in cases),
-        ("gaps: plane 2", {"radius": 2}, gappy),
+        *((f"gaps: plane {radius}", {"radius": radius}, gappy) for radius in (1, 2, 4)),
     ]:
         lowest, rows[name] = beside(
             lambda: floor(u, v),
@@ -122,7 +122,7 @@ def logarithmic(size: int) -> dict[str, dict[str, Any]]:
     u, v = (a.astype(float) for a in velocity(size))
     reference(*(a[:20, :20].copy() for a in (u, v)), 120, 240)  # compiles
     rows = {}
-    for radius in (1, 4):
+    for radius in (1, 4, 12):
         theirs = best(lambda r=radius: reference(u, v, 120, r * 120), 1)
         ours = best(lambda r=radius: strain_rates(u, v, **GRID, radius=r, method="logarithmic"))
         rows[f"strain_tools {radius}"] = {"seconds": theirs}

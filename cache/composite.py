@@ -32,6 +32,15 @@ from the values themselves: from the distances to the quantiles at ``1/2 -+ 1 / 
 (Woodruff 1952, doi:10.1080/01621459.1952.10483443), steadied by what a trend's scatter would give.
 The mean has ``sum w^2 sigma^2 / (sum w)^2 + tau^2 / n``.
 
+Two things do not become less with more pairs. Pairs that lie to one side of the period, as at the
+ends of a record, tell of that side: the slope of their values over their middles (weighted least
+squares), times the distance of their mean date from the period's middle. And the median of a skewed
+scatter, as of a season that long pairs cut the peaks off, is not its mean: their difference. The
+square of either counts as far as it is more than ``2 + 12 / n`` times the variance that chance
+alone gives it: ``s^2 / n`` over the variance of the dates, and ``(pi/2 - 1) s^2 / n``, with the
+weighted variance s^2 of the values. It is added twice: it is an offset and no noise, and an error
+of its very size would hold the truth half of the time.
+
 ITS_LIVE states one error a pair, of noise that is partly common to neighbouring pixels and to
 pairs that share an image; these errors know nothing of that.
 """
@@ -70,6 +79,8 @@ _SIGMA_PER_MAD = np.float32(1.4826)  # of a normal distribution
 _ENOUGH_SHORT = 5
 _OTHERS = 3  # pairs: the weight of a pixel's other periods in tau^2
 _STEADY = 7  # pairs: the weight of a trend's scatter in the error from quantiles
+_CHANCE = 12  # pairs: with fewer, what looks like a slope or a skewed scatter mostly is none
+_LEAST_SPREAD = 1.0  # days^2: what float32 makes of pairs of one date
 _TREND = 3  # n times the variance of the median of n values of a uniform distribution of variance 1
 _BLOCK_VALUES = 2**19
 _BLOCK_WIDTH = 32  # pixels of int16 in a cache line: blocks are no narrower, if they can
@@ -194,7 +205,7 @@ def composite(
                 _Component(values, short, share[pairs], sigma[pairs], stated)
                 for values, (sigma, stated) in zip((x, y), sigmas, strict=True)
             ]
-            found = _reduce(components, short, start[pairs], end[pairs], method, clip)
+            found = _reduce(components, short, start[pairs], end[pairs], period, method, clip)
             found["too_long"] = _count(there) - _count(short)
             for name, pixels in found.items():
                 part = (counts[name] if name in counts else floats[name])[p, rows, columns]
@@ -207,6 +218,7 @@ def _reduce(
     there: NDArray[np.bool_],
     start: Floats,
     end: Floats,
+    period: Period,
     method: Estimator,
     clip: float | None,
 ) -> dict[str, Any]:
@@ -217,6 +229,7 @@ def _reduce(
             component.reject(use, clip)
     middles = (start + end) / 2
     about = middles.mean()  # float32 is fine enough for the days from there
+    centre = float((period.mid - _EPOCH) / _DAY - about)
     found: dict[str, Any] = {
         "count": _count(use),
         "rejected": _count(there) - _count(use),
@@ -224,7 +237,7 @@ def _reduce(
         "last_date": _latest(use, end),
     }
     for name, component in zip(("vx", "vy"), components, strict=True):
-        estimate = component.estimate(use, (middles - about).astype(np.float32), method)
+        estimate = component.estimate(use, (middles - about).astype(np.float32), centre, method)
         found |= {f"{name}_{term}": pixels for term, pixels in estimate.items()}
     found["mean_date"] = about + (found.pop("vx_date") + found.pop("vy_date")).astype("f8") / 2
     return found
@@ -234,7 +247,7 @@ def _finished(
     floats: Mapping[str, Single], counts: Mapping[str, NDArray[np.uint32]], method: Estimator
 ) -> Composite:
     """Speed and errors, which need all periods of a pixel."""
-    terms = ("n", "stated", "own", "extra", "near")
+    terms = ("n", "stated", "own", "extra", "near", "aside")
     vx, vy = floats["vx_value"], floats["vy_value"]
     x, y = (
         _variances(method, *(floats[f"{name}_{term}"] for term in terms)) for name in ("vx", "vy")
@@ -289,13 +302,15 @@ class _Component:
         use[pixel, ordered.origin[pixel, nth]] = False
 
     def estimate(
-        self, use: NDArray[np.bool_], dates: Floats, method: Estimator
+        self, use: NDArray[np.bool_], dates: Floats, centre: float, method: Estimator
     ) -> dict[str, Floats]:
         """Value, dispersion, mean date and the terms of the error, ``(pixel,)`` each.
 
         The terms: ``n``, effective pairs; ``stated``, variance of the value by stated errors;
         ``own``, the variance of one pair by them; ``extra``, that which they don't explain, NaN
-        for a single pair; ``near``, variance of the median by the values around it.
+        for a single pair; ``near``, variance of the median by the values around it; ``aside``,
+        twice the square of what all pairs together are off. `dates` are the middles of the pairs,
+        `centre` is that of the period, in days.
         """
         ordered, count = self._ordered, _count(use)
         w = self._share / self._sigma**2
@@ -314,8 +329,17 @@ class _Component:
                 noise = _sum(weights, weights, sigma, sigma) / total
                 allowed = (_sum(weights, sigma, sigma) - noise) * (1 + np.sqrt(2 / (count - 1)))
             extra = np.maximum(about_mean - allowed, 0) / (total - squares / total)
-            date = _sum(weights, ordered.of(dates)) / total
+            days = ordered.of(dates)
+            date, skew, scatter = _sum(weights, days) / total, first / total, about_mean / total
+            spread = _sum(weights, days, days) / total - date**2
+            slope = (_sum(weights, days, off) / total - date * skew) / spread
+            chance = (2 + _CHANCE / n) * scatter / n
+            aside = np.maximum(slope**2 - chance / spread, 0) * (centre - date) ** 2
             out: dict[str, Floats] = {"date": date, "n": n, "own": own, "extra": extra}
+            aside = np.where(spread > _LEAST_SPREAD, aside, 0)
+            if method == "median":
+                aside += np.maximum(skew**2 - (np.pi / 2 - 1) * chance, 0)
+            out["aside"] = 2 * aside
             if method == "mean":
                 out["value"] = middle + first / total
                 out["dispersion"] = np.sqrt(about_mean / total)
@@ -334,7 +358,13 @@ class _Component:
 
 
 def _variances(
-    method: Estimator, n: Floats, stated: Floats, own: Floats, extra: Floats, near: Floats
+    method: Estimator,
+    n: Floats,
+    stated: Floats,
+    own: Floats,
+    extra: Floats,
+    near: Floats,
+    aside: Floats,
 ) -> Floats:
     """Variance of the value by stated errors and by what they leave unexplained.
 
@@ -348,12 +378,12 @@ def _variances(
     tau2 = (n * np.where(np.isnan(extra), others, extra) + _OTHERS * others) / (n + _OTHERS)
     # a variance known from few values: the error's distribution is Student's
     wide = tau2 * (1 + 3 / (n + 3)) / n
-    parts = [stated, wide]
+    parts = [stated, wide + aside]
     if method == "median":
         near = (n * near + _STEADY * (stated + _TREND * wide)) / (n + _STEADY)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = tau2 / (own + tau2)
-        parts = [(1 - share) * stated, share * near]
+        parts = [(1 - share) * stated, share * near + aside]
     variances = np.stack(parts).astype(np.float32)
     variances[:, variances.sum(axis=0) == 0] = np.nan  # nothing is stated, or to be seen
     return variances

@@ -1,7 +1,8 @@
 """One materialisation, from request to published subset.
 
 The walk: cubes of the catalog -> plan -> for each tile fetch, stitch, write, composite, checkpoint
--> strain -> products -> verify, publish. A tile is written by whole shards and recorded when it is
+-> strain -> products -> verify, publish. Of mosaics: their headers -> plan -> windows, trend ->
+strain and so on. A tile is written by whole shards and recorded when it is
 on disk, so that a job taken over by another worker goes on at its first unfinished tile.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
-from firnline.cache import jobs, products, store
+from firnline.cache import jobs, mosaic_products, products, store
 from firnline.cache.chunk_cache import chunk_folder, open_chunk_cache
 from firnline.cache.composite_store import check_periods, planned_periods, write_composites
 from firnline.cache.containment import Container, StoredTiles, find_container
@@ -27,12 +28,15 @@ from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
 from firnline.cache.kept_cubes import keep_cubes
 from firnline.cache.memory import give_back, shares
+from firnline.cache.mosaic_store import write_mosaics
+from firnline.cache.mosaics import MosaicPlan, plan_mosaics
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
 from firnline.cache.strain_store import write_strain
 from firnline.cache.tiles import TileTask, TileWriter, do_tile, in_order, put_plan
 from firnline.errors import JobDismissedError, JobLostError, SourceChangedError
+from firnline.items import MOSAICS
 from firnline.settings import Settings
 from firnline.source import Source
 
@@ -54,8 +58,17 @@ class Pulse(Protocol):
 
 def plan_request(
     engine: Engine, settings: Settings, request: Request, *, only_plan: bool = False
+) -> Plan | MosaicPlan:
+    """Plan a request: reads the sources' metadata, fetches no velocity; raises as the planners."""
+    if request.collection == MOSAICS:
+        return plan_mosaics(engine, settings, request)
+    return plan_cubes(engine, settings, request, only_plan=only_plan)
+
+
+def plan_cubes(
+    engine: Engine, settings: Settings, request: Request, *, only_plan: bool = False
 ) -> Plan:
-    """Plan a request: reads the cubes' metadata and 1-D arrays, fetches no velocity.
+    """Plan a request of image pairs: reads the cubes' metadata and 1-D arrays.
 
     A plan that is not carried out (`only_plan`) comes from the index of pairs, without the
     network, where all of its cubes are in it.
@@ -117,12 +130,44 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
 
 def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
     request = Request.parse(job.request, settings)
-    pulse.say(0, "reading the cubes' metadata")
+    pulse.say(0, "reading the sources' metadata")
     began = time.monotonic()
-    inside = find_container(engine, settings, request)
-    plan, container = inside or (plan_request(engine, settings, request), None)
+    plan: Plan | MosaicPlan
+    if request.collection == MOSAICS:
+        plan, container = plan_mosaics(engine, settings, request), None
+    else:
+        inside = find_container(engine, settings, request)
+        plan, container = inside or (plan_cubes(engine, settings, request), None)
     pulse.check()
     work, done = _resume(engine, settings, job, plan)
+    if isinstance(plan, MosaicPlan):
+        made = _from_mosaics(settings, plan, work, pulse, began)
+    else:
+        made = _from_pairs(engine, settings, job, plan, work, done, pulse, began, container)
+    pulse.check()
+    generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    published = settings.cache_dir / "subsets" / request.subset_id / generation
+    store.publish(work, published)
+    try:
+        products.register(engine, job, request, made, generation)
+    except (JobDismissedError, JobLostError):
+        store.discard(published)
+        raise
+    store.discard(work_folder(settings, job))
+    return request.subset_id
+
+
+def _from_pairs(
+    engine: Engine,
+    settings: Settings,
+    job: Job,
+    plan: Plan,
+    work: Path,
+    done: dict[int, dict[str, Any]],
+    pulse: Pulse,
+    began: float,
+    container: Container | None,
+) -> products.Made:
     spans = planned_periods(plan)
     counts = _run_tiles(engine, settings, job, plan, work, done, pulse, container)
     give_back()
@@ -131,26 +176,34 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
         write_composites(plan, work, spans)
         if plan.request.strain:
             write_strain(plan, work, spans)
-    for name in (store.PAIRS, store.COMPOSITE, store.STRAIN):
+    _close_stores(work)
+    pulse.say(95, "maps and provenance")
+    if plan.request.pairs:
+        keep_cubes(work, plan.cubes)
+    taken = time.monotonic() - began
+    return products.make(plan, work, spans, counts, seconds=taken, container=container)
+
+
+def _from_mosaics(
+    settings: Settings, plan: MosaicPlan, work: Path, pulse: Pulse, began: float
+) -> products.Made:
+    counts = Counts()
+    sources = write_mosaics(plan, work, settings, pulse, counts)
+    if plan.request.strain:
+        pulse.say(90, "strain rates")
+        write_strain(plan, work, plan.periods)
+    _close_stores(work)
+    pulse.say(95, "maps and provenance")
+    seconds = time.monotonic() - began
+    return mosaic_products.make(plan, work, counts, sources, seconds=seconds)
+
+
+def _close_stores(work: Path) -> None:
+    """Nothing more is written to the stores: gather their metadata, see that they are whole."""
+    for name in (store.PAIRS, store.COMPOSITE, store.STRAIN, store.TREND):
         if (work / name).exists():
             store.consolidate(work / name)
             store.verify(work / name)
-    pulse.say(95, "maps and provenance")
-    if request.pairs:
-        keep_cubes(work, plan.cubes)
-    taken = time.monotonic() - began
-    made = products.make(plan, work, spans, counts, seconds=taken, container=container)
-    pulse.check()
-    generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    published = settings.cache_dir / "subsets" / request.subset_id / generation
-    store.publish(work, published)
-    try:
-        products.register(engine, job, plan, made, generation)
-    except (JobDismissedError, JobLostError):
-        store.discard(published)
-        raise
-    store.discard(work_folder(settings, job))
-    return request.subset_id
 
 
 def work_folder(settings: Settings, job: Job) -> Path:
@@ -159,7 +212,7 @@ def work_folder(settings: Settings, job: Job) -> Path:
 
 
 def _resume(
-    engine: Engine, settings: Settings, job: Job, plan: Plan
+    engine: Engine, settings: Settings, job: Job, plan: Plan | MosaicPlan
 ) -> tuple[Path, dict[int, dict[str, Any]]]:
     """The folder of this attempt, and the tiles that are finished in it.
 

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from firnline.cache import jobs, store, worker
 from firnline.cache.eviction import hold, touch
 from firnline.cache.jobs import Job
+from firnline.cache.mosaics import find_mosaics
 from firnline.cache.plan import choose_crs
 from firnline.cache.request import Request
 from firnline.cache.sources import find_cubes
@@ -17,6 +18,7 @@ from firnline.cache.strain import radius_for
 from firnline.crs import parse_crs
 from firnline.database import connect, migrate, reading
 from firnline.errors import JobError, NotFoundError
+from firnline.items import MOSAICS
 from firnline.keys import ApiKey
 from firnline.settings import Settings
 from firnline.tables import subsets
@@ -39,11 +41,16 @@ def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
     return settings.cache_dir / "subsets" / id / str(generation)
 
 
-_DATASETS = {"pairs": store.PAIRS, "composite": store.COMPOSITE, "strain": store.STRAIN}
+_DATASETS = {
+    "pairs": store.PAIRS,
+    "composite": store.COMPOSITE,
+    "strain": store.STRAIN,
+    "trend": store.TREND,
+}
 
 
 def open_stored(engine: Engine, settings: Settings, id: str, dataset: str) -> xr.Dataset:
-    """Open a store of a subset that is there: ``pairs``, ``composite`` or ``strain``.
+    """Open a store of a subset that is there: ``pairs``, ``composite``, ``strain`` or ``trend``.
 
     Lazy without dask: what is read of it is read at once.
 
@@ -115,17 +122,20 @@ def ask(
 
 def check(engine: Engine, request: Request) -> None:
     """Refuse what the catalog alone shows to be impossible; raises as :func:`ask`."""
-    cubes = find_cubes(engine, request)
-    crs = choose_crs(request, cubes)
-    request.area_in(parse_crs(crs))
-    own = [cube for cube in cubes if cube.crs == crs] or cubes
-    spacings = [cube.spacing for cube in own if cube.spacing is not None]
+    if request.collection == MOSAICS:
+        told = [mosaic.spacing for mosaic in find_mosaics(engine, request)]
+    else:
+        cubes = find_cubes(engine, request)
+        crs = choose_crs(request, cubes)
+        request.area_in(parse_crs(crs))
+        told = [cube.spacing for cube in [c for c in cubes if c.crs == crs] or cubes]
+    spacings = [spacing for spacing in told if spacing is not None]
     if request.strain and spacings:
         radius_for(request.strain.length_scale, max(spacings))
 
 
 def open_subset(
-    *, settings: Settings | None = None, dataset: str = "pairs", **inputs: Any
+    *, settings: Settings | None = None, dataset: str | None = None, **inputs: Any
 ) -> xr.Dataset:
     """Open an area and period of ITS_LIVE as an xarray.Dataset from the local store.
 
@@ -137,7 +147,8 @@ def open_subset(
     settings
         Where the catalog and the store are; default: from the environment.
     dataset
-        ``pairs`` (mid_date, y, x), ``composite`` or ``strain`` (time, y, x).
+        ``pairs`` (mid_date, y, x), ``composite``, ``strain`` or, of annual mosaics, ``trend``
+        (time, y, x). Default: the pairs, or the composite where none are stored.
     **inputs
         As for ``firnline materialise``: bbox or geometry, crs, datetime, variables, composite,
         strain and so on; see :class:`firnline.cache.request.Request`.
@@ -156,12 +167,14 @@ def open_subset(
     """
     import xarray as xr
 
-    if dataset not in _DATASETS:
+    if dataset is not None and dataset not in _DATASETS:
         raise NotFoundError(f"dataset {dataset!r} is not one of {', '.join(_DATASETS)}")
     settings = settings or Settings()
+    request = Request.parse(inputs, settings)
+    dataset = dataset or ("pairs" if request.pairs else "composite")
     engine = connect(settings.database)
     migrate(engine)
-    job = worker.finish(engine, settings, ask(engine, settings, Request.parse(inputs, settings)))
+    job = worker.finish(engine, settings, ask(engine, settings, request))
     if job.status != "successful" or job.subset is None:
         raise JobError(f"job {job.id} {job.status}: {job.message}")
     folder = subset_folder(engine, settings, job.subset)

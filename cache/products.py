@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,9 @@ from firnline.cache.memory import give_back
 from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
+from firnline.cache.request import Request
 from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
+from firnline.cache.target import Target
 from firnline.crs import parse_crs
 from firnline.database import put_items, put_subset, writing
 from firnline.footprint import Outline, bbox, footprint
@@ -77,50 +79,69 @@ def make(
 
     `container` is the subset that the velocity was read from, if it wasn't the cubes.
     """
-    assets: dict[str, dict[str, Any]] = {}
-    for key, name, title in (
-        ("zarr", store.PAIRS, "Image-pair velocities, stitched (Zarr)"),
-        ("composite", store.COMPOSITE, "Velocity composites (Zarr)"),
-        ("strain", store.STRAIN, "Strain rates of the composites (Zarr)"),
-    ):
-        if (work / name).exists():
-            assets[key] = {
-                "href": name,
-                "type": ZARR,
-                "title": title,
-                "roles": ["data"],
-                "xarray:open_kwargs": {"engine": "zarr", "chunks": {}, "consolidated": True},
-                "file:size": store.size(work / name),
-            }
+    assets = store_assets(
+        work,
+        zarr=(store.PAIRS, "Image-pair velocities, stitched (Zarr)"),
+        composite=(store.COMPOSITE, "Velocity composites (Zarr)"),
+        strain=(store.STRAIN, "Strain rates of the composites (Zarr)"),
+    )
+    title = _title(plan)
     if spans:
         assets["composite"]["firnline:composite"] = _composited(plan, work)
-        assets |= _maps(plan, work, spans)
+        about = {name: composite_store.FIELDS[name] for name in VELOCITY_MAPS}
+        assets |= maps(plan, work, store.COMPOSITE, about, spans, title)
+        assets |= strain_maps(plan, work, spans, title)
+        subtitle = f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes"
         give_back()
-        if min(plan.shape[1:]) > 1:
-            assets["thumbnail"] = _quicklook(plan, work, spans)
-    renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}
+        assets |= quicklook(plan, work, spans, subtitle)
     sources = _sources(plan)
     assets["provenance"] = _provenance(plan, work, sources, counts, seconds, container)
+    made = finished(plan, work, _properties(plan, spans), assets, sources)
+    return made if container is None else replace(made, container=container.id)
+
+
+def store_assets(work: Path, **stores: tuple[str, str]) -> dict[str, dict[str, Any]]:
+    """The assets of those stores that are there: each key's folder, and its title."""
+    return {
+        key: {
+            "href": name,
+            "type": ZARR,
+            "title": title,
+            "roles": ["data"],
+            "xarray:open_kwargs": {"engine": "zarr", "chunks": {}, "consolidated": True},
+            "file:size": store.size(work / name),
+        }
+        for key, (name, title) in stores.items()
+        if (work / name).exists()
+    }
+
+
+def finished(
+    plan: Target,
+    work: Path,
+    properties: Mapping[str, Any],
+    assets: dict[str, dict[str, Any]],
+    sources: list[dict[str, Any]],
+) -> Made:
+    """All that was made, with what can be told once the files are there."""
     for asset in assets.values():
         asset.setdefault("file:size", (work / asset["href"]).stat().st_size)
-    bounds = plan.geobox.boundingbox.bbox
+    renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}
     return Made(
-        outline=footprint(box(*bounds), plan.crs),
-        properties=_properties(plan, spans) | ({"renders": renders} if renders else {}),
+        outline=footprint(box(*plan.geobox.boundingbox.bbox), plan.crs),
+        properties={**properties, **({"renders": renders} if renders else {})},
         assets=assets,
         sources=sources,
         size=store.size(work),
-        container=None if container is None else container.id,
     )
 
 
-def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) -> None:
+def register(engine: Engine, job: Job, request: Request, made: Made, generation: str) -> None:
     """Publish: the item, the subset's row and the job's end, in one transaction."""
-    id = plan.request.subset_id
+    id = request.subset_id
     root = f"{FILES_ROOT}/{id}/{generation}"
-    origins: list[tuple[str, str]] = [
-        (plan.request.collection, source["id"]) for source in made.sources
-    ]
+    ids = dict.fromkeys(source["id"] for source in made.sources)
+    origins: list[tuple[str, str]] = [(request.collection, origin) for origin in ids]
     if made.container is not None:
         origins.append((SUBSETS, made.container))
     item = {
@@ -152,8 +173,8 @@ def register(engine: Engine, job: Job, plan: Plan, made: Made, generation: str) 
         put_subset(
             connection,
             id=id,
-            request_key=plan.request.key,
-            request=json.dumps(plan.request.to_inputs()),
+            request_key=request.key,
+            request=json.dumps(request.to_inputs()),
             generation=generation,
             sources=json.dumps(made.sources),
             size=made.size,
@@ -181,41 +202,17 @@ def _sources(plan: Plan) -> list[dict[str, Any]]:
 
 def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
     layers, request = plan.layers, plan.request
-    start, end = (_rfc3339(layers.mid_date[n]) for n in (0, -1))
-    left, bottom, right, top = plan.geobox.boundingbox.bbox
-    authority, _, code = plan.crs.partition(":")
-    system = int(code) if authority == "EPSG" else parse_crs(plan.crs).to_wkt()
-    affine = plan.geobox.affine
-    dimensions: dict[str, Any] = {
-        "mid_date": {"type": "temporal", "extent": [start, end]},
-        "y": {
-            "type": "spatial",
-            "axis": "y",
-            "extent": [bottom, top],
-            "step": affine.e,
-            "reference_system": system,
-        },
-        "x": {
-            "type": "spatial",
-            "axis": "x",
-            "extent": [left, right],
-            "step": affine.a,
-            "reference_system": system,
-        },
-    }
+    start, end = (rfc3339(layers.mid_date[n]) for n in (0, -1))
     return {
         "datetime": None,
         "start_datetime": start,
         "end_datetime": end,
-        "created": _rfc3339(np.datetime64(datetime.now(UTC).replace(tzinfo=None), "us")),
+        "created": rfc3339(np.datetime64(datetime.now(UTC).replace(tzinfo=None), "us")),
         "title": _title(plan),
         "description": f"{len(layers):,} layers of {layers.read:,} image pairs from "
         f"{len(plan.cubes)} ITS_LIVE cubes, stitched and sorted by mid-date. {plan.attribution}.",
-        "proj:code": plan.crs,
-        "proj:shape": list(plan.shape[1:]),
-        "proj:transform": list(affine)[:6],
-        "proj:bbox": [left, bottom, right, top],
-        "cube:dimensions": dimensions,
+        **projection(plan),
+        "cube:dimensions": dimensions(plan, "mid_date", start, end),
         "cube:variables": {
             name: {
                 "variable_type": "data",
@@ -238,10 +235,45 @@ def _properties(plan: Plan, spans: tuple[Period, ...]) -> dict[str, Any]:
     }
 
 
+def projection(plan: Target) -> dict[str, Any]:
+    """The properties of the projection extension."""
+    authority, _, _ = plan.crs.partition(":")
+    # few clients know the codes of other authorities
+    wkt = {} if authority == "EPSG" else {"proj:wkt2": parse_crs(plan.crs).to_wkt()}
+    return {
+        "proj:code": plan.crs,
+        **wkt,
+        "proj:shape": list(plan.shape[1:]),
+        "proj:transform": list(plan.geobox.affine)[:6],
+        "proj:bbox": list(plan.geobox.boundingbox.bbox),
+    }
+
+
+def dimensions(plan: Target, time: str, start: str, end: str) -> dict[str, Any]:
+    """``cube:dimensions`` of a store with a dimension of this name for time."""
+    left, bottom, right, top = plan.geobox.boundingbox.bbox
+    authority, _, code = plan.crs.partition(":")
+    system = int(code) if authority == "EPSG" else parse_crs(plan.crs).to_wkt()
+    return {
+        time: {"type": "temporal", "extent": [start, end]},
+        **{
+            axis: {
+                "type": "spatial",
+                "axis": axis,
+                "extent": extent,
+                "step": step,
+                "reference_system": system,
+            }
+            for axis, extent, step in (
+                ("y", [bottom, top], plan.geobox.affine.e),
+                ("x", [left, right], plan.geobox.affine.a),
+            )
+        },
+    }
+
+
 def _lineage(plan: Plan) -> str:
-    strain = plan.request.strain
     composite = f", their weighted {plan.request.composite_method} over time"
-    rates = f", strain rates by {METHODS[strain.method]}" if strain else ""
     others = (
         f", those of other lattices resampled ({plan.request.resampling}) and turned"
         if plan.resampled
@@ -249,19 +281,29 @@ def _lineage(plan: Plan) -> str:
     )
     return (
         f"ITS_LIVE image pairs of neighbouring cubes stitched on their lattice{others}"
-        f"{composite if plan.request.composite else ''}{rates}; see the provenance asset"
+        f"{composite if plan.request.composite else ''}{strain_lineage(plan.request)}"
+        "; see the provenance asset"
     )
+
+
+def strain_lineage(request: Request) -> str:
+    """What is said of strain rates at the end of a lineage."""
+    return f", strain rates by {METHODS[request.strain.method]}" if request.strain else ""
 
 
 def _title(plan: Plan) -> str:
+    first, last = (str(plan.layers.mid_date[n])[:10] for n in (0, -1))
+    return f"ITS_LIVE subset {extent_km(plan)}, {plan.crs}, {first} to {last}"
+
+
+def extent_km(plan: Target) -> str:
+    """Width and height for a title."""
     left, bottom, right, top = plan.geobox.boundingbox.bbox
-    return (
-        f"ITS_LIVE subset {(right - left) / 1e3:.0f} x {(top - bottom) / 1e3:.0f} km, {plan.crs}, "
-        f"{str(plan.layers.mid_date[0])[:10]} to {str(plan.layers.mid_date[-1])[:10]}"
-    )
+    return f"{(right - left) / 1e3:.0f} x {(top - bottom) / 1e3:.0f} km"
 
 
-def _rfc3339(instant: np.datetime64) -> str:
+def rfc3339(instant: np.datetime64) -> str:
+    """An instant as STAC has it."""
     return str(instant.astype("M8[us]")) + "Z"
 
 
@@ -284,36 +326,53 @@ def _total(field: Any) -> int:
     return sum(int(field[block].sum(dtype=np.int64)) for block in store.field_blocks(field.shape))
 
 
-def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[str, Any]]:
-    """One COG a field, one band a period."""
+def strain_maps(
+    plan: Target, work: Path, spans: tuple[Period, ...], title: str
+) -> dict[str, dict[str, Any]]:
+    """The maps of strain rates, and of stresses, that the request asks for."""
+    if not plan.request.strain:
+        return {}
+    about = {name: FIELDS[name] for name in STRAIN_MAPS}
+    about |= STRESS_FIELDS if plan.request.strain.flow_law else {}
+    return maps(plan, work, store.STRAIN, about, spans, title)
+
+
+def maps(
+    plan: Target,
+    work: Path,
+    origin: str,
+    about: Mapping[str, Mapping[str, str]],
+    spans: tuple[Period, ...],
+    title: str,
+) -> dict[str, dict[str, Any]]:
+    """One COG a field of a store, one band a period; the assets by key.
+
+    Parameters
+    ----------
+    origin
+        The store below `work`.
+    about
+        CF attributes by name of the field.
+    """
     from firnline.cache.raster import write_cog
 
     labels = [period_label(span, plan.request.composite or "") for span in spans]
-    described = {
-        name: (about["long_name"], about["units"]) for name, about in composite_store.FIELDS.items()
-    }
-    maps = [(store.COMPOSITE, name) for name in VELOCITY_MAPS]
-    if plan.request.strain:
-        about = {name: FIELDS[name] for name in STRAIN_MAPS}
-        about |= STRESS_FIELDS if plan.request.strain.flow_law else {}
-        described |= {name: (text["long_name"], text["units"]) for name, text in about.items()}
-        maps += [(store.STRAIN, name) for name in about]
     assets = {}
-    for origin, name in maps:
-        long_name, units = described[name]
+    for name, described in about.items():
+        long_name, units = described["long_name"], described["units"]
         values = store.opened(work / origin, name)
-        nodata = 0 if name == "count" else float("nan")
+        whole = values.dtype.kind == "u"  # counts, of which 0 is none
         statistics = write_cog(
             work / f"{name}.tif",
             values,
             transform=plan.geobox.affine,
             crs=plan.crs,
-            nodata=nodata,
+            nodata=0 if whole else float("nan"),
             names=[f"{name} {label}" for label in labels],
             units=units,
             long_name=long_name,
             tags={
-                "TITLE": _title(plan),
+                "TITLE": title,
                 "SOURCE": plan.attribution,
                 "SOFTWARE": f"firnline {version('firnline')}",
             },
@@ -327,7 +386,7 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
                 {
                     "name": f"{name} {label}",
                     "data_type": values.dtype.name,
-                    "nodata": 0 if name == "count" else "nan",
+                    "nodata": 0 if whole else "nan",
                     "unit": units,
                     "statistics": one,
                 }
@@ -337,9 +396,14 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
     return assets
 
 
-def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, Any]:
+def quicklook(
+    plan: Target, work: Path, spans: tuple[Period, ...], subtitle: str
+) -> dict[str, dict[str, Any]]:
+    """The picture of the latest of the fullest periods; none of a single row or column."""
     from firnline.cache.quicklook import thinned, write_quicklook
 
+    if min(plan.shape[1:]) < 2:
+        return {}
     speed = store.opened(work / store.COMPOSITE, "v")
     filled = np.zeros(len(spans), np.int64)
     for block in store.field_blocks(speed.shape):
@@ -361,14 +425,16 @@ def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, A
         crs=plan.crs,
         title=f"ITS_LIVE velocity{' and strain rate' if plan.request.strain else ''}, "
         f"{period_label(spans[fullest], plan.request.composite or '')}",
-        subtitle=f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes",
+        subtitle=subtitle,
         credit=plan.attribution,
     )
     return {
-        "href": "thumbnail.png",
-        "type": "image/png",
-        "title": "Speed with flow arrows, and strain rate",
-        "roles": ["thumbnail", "overview"],
+        "thumbnail": {
+            "href": "thumbnail.png",
+            "type": "image/png",
+            "title": "Speed with flow arrows, and strain rate",
+            "roles": ["thumbnail", "overview"],
+        }
     }
 
 
@@ -380,8 +446,23 @@ def _provenance(
     seconds: float,
     container: Container | None,
 ) -> dict[str, Any]:
-    """What was asked, read and done, and a checksum of every file."""
     layers = plan.layers
+    origin = container and {"subset": container.id, "generation": container.generation}
+    pairs = {"read": layers.read, "kept": layers.kept, "merged": layers.merged}
+    values = {"conflicting": counts.conflicts, "speeds_recomputed": counts.recomputed}
+    more = {"read_from": origin, "pairs": pairs, "values": values}
+    return provenance(plan, work, sources, counts, seconds, **more)
+
+
+def provenance(
+    plan: Target,
+    work: Path,
+    sources: list[dict[str, Any]],
+    counts: Counts,
+    seconds: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """What was asked, read and done, and a checksum of every file: the asset."""
     document = {
         "request": plan.request.to_inputs(),
         "request_key": plan.request.key,
@@ -391,11 +472,7 @@ def _provenance(
             "transform": list(plan.geobox.affine)[:6],
         },
         "sources": sources,
-        "read_from": None
-        if container is None
-        else {"subset": container.id, "generation": container.generation},
-        "pairs": {"read": layers.read, "kept": layers.kept, "merged": layers.merged},
-        "values": {"conflicting": counts.conflicts, "speeds_recomputed": counts.recomputed},
+        **more,
         "fetched": {
             "requests": counts.requests,
             "bytes": counts.bytes,

@@ -330,8 +330,8 @@ def _draw_strain(axes: Axes, grid: _Map, field: Floats, name: str) -> ScalarMapp
     limit = limit if limit > 0 else 0.1
     if name == "effective":
         return _image(axes, grid, field, "magma_r", Normalize(0, limit))
-    # red for extension, blue for compression
-    return _image(axes, grid, field, "RdBu_r", Normalize(-limit, limit))
+    # green for extension, purple for compression: the crosses are red and blue
+    return _image(axes, grid, field, "PRGn", Normalize(-limit, limit))
 
 
 def _draw_crosses(axes: Axes, grid: _Map, e1: Floats, e2: Floats, theta: Floats) -> str:

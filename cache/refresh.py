@@ -60,7 +60,7 @@ def has_changed(subset: Any, known: Mapping[str, Any]) -> bool:
 def refresh(engine: Engine, settings: Settings, id: str) -> Job | None:
     """Ask the sources of a subset whether they have changed; a job for it if they have, else None.
 
-    One conditional request a cube.
+    One request a cube, or a file of a mosaic.
 
     Raises
     ------
@@ -78,8 +78,7 @@ def refresh(engine: Engine, settings: Settings, id: str) -> Job | None:
     changed = [
         source
         for source in json.loads(row.sources)
-        if source["etag"] is None
-        or read_metadata(Source(source["href"], **roots), source["etag"]) is not None
+        if source["etag"] is None or _is_another(source, roots)
     ]
     with writing(engine) as connection:
         if not changed:
@@ -91,6 +90,16 @@ def refresh(engine: Engine, settings: Settings, id: str) -> Job | None:
             if any((source["href"], source["etag"]) in theirs for source in changed):
                 _mark(connection, other.id, stale=True)
     return jobs.submit(engine, Request.parse(json.loads(row.request), settings), refresh=True)
+
+
+def _is_another(source: Mapping[str, Any], roots: Mapping[str, Any]) -> bool:
+    """Whether a cube, or a file of a mosaic, has another ETag now."""
+    href, etag = source["href"], source["etag"]
+    if href.endswith(".tif"):
+        folder, _, name = href.rpartition("/")
+        # a byte of what may be gigabytes
+        return bool(Source(folder, **roots).get_start(name, 1).etag != etag)
+    return read_metadata(Source(href, **roots), etag) is not None
 
 
 def _mark(connection: Connection, id: str, *, stale: bool) -> None:

@@ -12,12 +12,13 @@ _SPEED, _AMOUNT, _COUNT, _SIGNED = "turbo", "magma_r", "viridis", "rdbu_r"
 _COLORMAPS = {
     "v": _SPEED,
     "v_error": _AMOUNT,
+    "dv_dt_error": _AMOUNT,
     "count": _COUNT,
     "effective": _AMOUNT,
     "von_mises": _AMOUNT,
     "von_mises_tensile": _AMOUNT,
 }
-"""By field, as in the quicklook; what has a sign diverges from white at zero."""
+"""By field; what has a sign diverges from white at zero."""
 _STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 10.0)
 
 

@@ -37,6 +37,7 @@ from firnline.errors import (
     InputError,
     TooLargeError,
 )
+from firnline.items import MOSAICS
 from firnline.settings import Settings
 
 # Part of every key: raised when the same request would be answered with different data.
@@ -45,6 +46,8 @@ _PRODUCT_VERSION = 1
 # Not part of the key without composites: requests had the same answer before these inputs came.
 _OF_COMPOSITES = ("composite_method", "max_displacement")
 _LATER = ("resampling", "recompute_speed")  # not part of it where they have their defaults
+
+_OF_PAIRS = ("satellites", "dt_days", "composite_method", "max_displacement")
 
 Variable = Literal[
     "v", "vx", "vy", "v_error", "va", "vr", "M11", "M12", "interp_mask",
@@ -126,8 +129,11 @@ class Request(BaseModel):
         description="RFC 3339 instant or interval, open with '..': the image pairs whose "
         "mid-date lies in it are kept.",
     )
-    collection: Literal["itslive-cubes"] = Field(
-        "itslive-cubes", description="What is read: the image-pair cubes."
+    collection: Literal["itslive-cubes", "velocity-mosaics"] = Field(
+        "itslive-cubes",
+        description="What is read: the image-pair cubes, or the mosaics. Of these the annual ones "
+        "with composite P1Y, with the trend of the speed where there are three or more, or the "
+        "static one with composite all; inputs about image pairs are not for them.",
     )
     variables: tuple[Variable, ...] = Field(
         ("v_error", "vx", "vy"), min_length=1, description="Variables (mid_date, y, x) to store."
@@ -239,6 +245,18 @@ class Request(BaseModel):
     def _known_period(cls, value: object) -> object:
         return None if value in (None, "none") else canonical(str(value))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_mosaics(cls, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Mosaics hold no pairs, and all their variables are taken: the same whatever is said."""
+        if inputs.get("collection") != MOSAICS:
+            return inputs
+        for name in _OF_PAIRS:
+            given = inputs.get(name)
+            if given and given != cls.model_fields[name].default:
+                raise InputError(f"{name} is for image pairs, of which {MOSAICS} has none")
+        return inputs | {"pairs": False, "variables": cls.model_fields["variables"].default}
+
     @model_validator(mode="after")
     def _one_area(self) -> Request:
         if (self.bbox is None) == (self.geometry is None):
@@ -249,6 +267,11 @@ class Request(BaseModel):
             )
         if self.recompute_speed and "v" not in self.variables:
             raise InputError("recompute_speed is for v: ask for this variable as well")
+        if self.collection == MOSAICS and self.composite not in ("P1Y", "all"):
+            raise InputError(
+                f"composite {self.composite} of {MOSAICS}: accepted are P1Y, the annual mosaics, "
+                "and all, the static one"
+            )
         if not self.pairs and self.composite is None:
             raise InputError("pairs false and composite null leave nothing to store")
         if self.max_displacement is not None and self.composite is None:

@@ -110,19 +110,8 @@ def _sharing(engine: Engine, request: Request, area: BaseGeometry, crs: str) -> 
     system = parse_crs(crs)
     # footprints are true to their tolerance; the cube's own CRS decides
     wide = area.buffer(2 * TOLERANCE) if system.is_projected else area
-    near = func.ST_Intersects(
-        items.c.footprint,
-        literal(shapely.to_wkb(footprint(wide, system)), Footprint()),
-        type_=Boolean(),
-    )
-    with reading(engine) as connection:
-        contents = connection.scalars(
-            select(items.c.content)
-            .where(items.c.collection == request.collection, LIVING, near)
-            .order_by(items.c.id)
-        ).all()
-    found = [_cube_item(json.loads(content)) for content in contents]
-    chosen = [cube for cube in found if _shared(area, crs, cube)]
+    found = find_items(engine, request.collection, footprint(wide, system))
+    chosen = [cube for cube in map(_cube_item, found) if _shared(area, crs, cube)]
     if not chosen:
         raise NoCoverageError(
             "no cube of the catalog covers this area; "
@@ -134,6 +123,20 @@ def _sharing(engine: Engine, request: Request, area: BaseGeometry, crs: str) -> 
 def _shared(area: BaseGeometry, crs: str, cube: CubeItem) -> float:
     """What an area and a cube share, in square metres of the cube's CRS."""
     return float(moved(area, parse_crs(crs), parse_crs(cube.crs)).intersection(cube.area).area)
+
+
+def find_items(engine: Engine, collection: str, area: BaseGeometry) -> list[dict[str, Any]]:
+    """The items of a collection whose footprint meets an area in lon/lat, by their id."""
+    near = func.ST_Intersects(
+        items.c.footprint, literal(shapely.to_wkb(area), Footprint()), type_=Boolean()
+    )
+    with reading(engine) as connection:
+        contents = connection.scalars(
+            select(items.c.content)
+            .where(items.c.collection == collection, LIVING, near)
+            .order_by(items.c.id)
+        ).all()
+    return [json.loads(content) for content in contents]
 
 
 def _cube_item(content: Mapping[str, Any]) -> CubeItem:

@@ -39,6 +39,7 @@ Block = tuple[slice, slice, slice]
 PAIRS = "pairs.zarr"
 COMPOSITE = "composite.zarr"
 STRAIN = "strain.zarr"
+TREND = "trend.zarr"
 
 GRID_MAPPING = "mapping"
 _V2_CHUNK_TIME = 512

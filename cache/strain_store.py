@@ -12,11 +12,11 @@ import numpy as np
 
 from firnline.cache import store
 from firnline.cache.periods import Period, as_arrays
-from firnline.cache.plan import Plan
 from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
+from firnline.cache.target import Target
 
 
-def write_strain(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
+def write_strain(plan: Target, work: Path, spans: tuple[Period, ...]) -> None:
     """Make the subset's store of strain rates from that of its composites."""
     how = plan.request.strain
     assert how

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "indexer": set(),
     "migrations": set(),
 }
-DOORS = {"cli", "demo.py", "service.py", "__init__.py"}
+DOORS = {"cli", "accessor.py", "demo.py", "service.py", "__init__.py"}
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -220,6 +220,8 @@ def _layer_errors(ds: xr.Dataset, dims: tuple[str, ...]) -> list[xr.DataArray] |
 def _decoded(array: xr.DataArray, layer: tuple[int, ...], dtype: type[np.floating[Any]]) -> Floats:
     """Read one layer as floats, missing values as NaN; one that was not CF-decoded becomes so."""
     raw = np.asarray(array[layer].values if layer else array.values)
+    if raw.dtype.kind not in "iuf":
+        raise InputError(f"{array.name} is of type {raw.dtype}: accepted are real numbers")
     fills = [array.attrs[key] for key in ("_FillValue", "missing_value") if key in array.attrs]
     if raw.dtype.kind in "iu":
         fills += [array.encoding[k] for k in ("_FillValue", "missing_value") if k in array.encoding]

@@ -138,40 +138,51 @@ def _fit(
     todo: Mask,
     results: list[Floats],
 ) -> None:
-    """Fit planes to what is there, in float64, and write slopes and covariances where `todo`."""
+    """Fit planes to what is there, in float64, and write slopes and covariances where `todo`.
+
+    Everything is computed for all of the block: with gaps here and there most windows have some,
+    and to pick them out would take longer. With ``A = n sum x^2 - (sum x)^2``, B and C likewise of
+    x y and y^2, and ``D = A C - B^2``, the slopes of a are ``(C g - B h) / D`` and
+    ``(A h - B g) / D``, ``g = n sum x a - sum x sum a``, h likewise of y.
+    """
     there = np.isfinite(u) & np.isfinite(v)
-    ones = there.astype(np.float64)
-    n, x, y, xx, xy, yy = (window.total(ones), *window.ramps(ones), *window.seconds(ones))
-    x, y = x / n, y / n
-    xx, xy, yy = xx - n * x * x, xy - n * x * y, yy - n * y * y
-    determinant = xx * yy - xy * xy
-    at = todo & (2 * n >= window.count) & (determinant > 1e-9)
+    # whole numbers, which float32 holds exactly up to there
+    exact = np.float32 if window.count * window.spread < 2**24 else np.float64
+    n, x, y, xx, xy, yy = window.moments(there.astype(exact))
+    a, b, c = n * xx - x * x, n * xy - x * y, n * yy - y * y
+    determinant = a.astype(np.float64) * c - b.astype(np.float64) * b
+    at = todo & (2 * n >= window.count) & (determinant > 0.5)
     if not at.any():
         return
-    x, y, xx, xy, yy, determinant = (m[at] for m in (x, y, xx, xy, yy, determinant))
-    # the slopes are sums over the window of (value times) weights linear in x and y,
-    # p x + q y + s: the last two rows of (A^T A)^-1 A^T, A with the columns 1, x, y
-    p_x, q_x = yy / (determinant * steps[0]), -xy / (determinant * steps[0])
-    p_y, q_y = -xy / (determinant * steps[1]), xx / (determinant * steps[1])
-    weights = ((p_x, q_x, -p_x * x - q_x * y), (p_y, q_y, -p_y * x - q_y * y))
-    fitted = []
-    for a in (u, v):
-        values = np.where(there, a, 0).astype(np.float64)
-        sums = [*window.ramps(values), window.total(values)]
-        sums = [s[at] for s in sums]
-        fitted += [p * sums[0] + q * sums[1] + s * sums[2] for p, q, s in weights]
+    # the inverse of the normal matrix without its column of ones, over n; from there on nothing
+    # cancels, and the precision of the result will do
+    kind = results[0].dtype
+    share = (1 / determinant).astype(kind)
+    inverse_xx, inverse_yy = c * share, a * share
+    inverse_xy = b * -share
+    fitted: list[Floats] = []
+    for values in (u, v):
+        one, of_x, of_y = window.firsts(np.where(there, values, 0).astype(np.float64))
+        g, h = (n * of_x - x * one).astype(kind), (n * of_y - y * one).astype(kind)
+        fitted += [inverse_xx * g + inverse_xy * h, inverse_xy * g + inverse_yy * h]
     for variance in variances:
-        noise = np.where(there, variance, 0).astype(np.float64)
-        sums = [window.total(noise), *window.ramps(noise), *window.seconds(noise)]
-        sums = [s[at] for s in sums]
-        first, second = weights
-        for f, g in ((first, first), (first, second), (second, second)):
-            fitted.append(_product(f, g, sums))
-    for result, values in zip(results, fitted, strict=True):
-        result[at] = values
+        slopes = (n * inverse_xx, n * inverse_xy), (n * inverse_xy, n * inverse_yy)
+        if variance.ndim == 0:
+            fitted += [variance * term for term in (slopes[0][0], slopes[0][1], slopes[1][1])]
+            continue
+        # a slope is a sum of the values times weights p x + q y + s
+        weights = [(p, q, -(p * x + q * y) / n) for p, q in slopes]
+        sums = window.moments(np.where(there, variance, 0))
+        for one_, other in ((0, 0), (0, 1), (1, 1)):
+            fitted.append(_product(weights[one_], weights[other], sums))
+    over_x, over_y = (1 / step for step in steps)
+    scales = [over_x, over_y] * 2 + [over_x**2, over_x * over_y, over_y**2] * len(variances)
+    for result, found, scale in zip(results, fitted, scales, strict=True):
+        found *= scale
+        np.copyto(result, found, where=at, casting="same_kind")
 
 
-def _product(f: tuple[Floats, ...], g: tuple[Floats, ...], sums: list[Floats]) -> Floats:
+def _product(f: tuple[Floats, ...], g: tuple[Floats, ...], sums: tuple[Floats, ...]) -> Floats:
     """Sum of (p x + q y + s) (p' x + q' y + s') times what the sums are of."""
     one, x, y, xx, xy, yy = sums
     total: Floats = f[0] * g[0] * xx + f[1] * g[1] * yy + f[2] * g[2] * one

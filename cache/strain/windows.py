@@ -41,6 +41,12 @@ class Window(Protocol):
     def seconds(self, a: Floats) -> tuple[Floats, Floats, Floats]:
         """Sums of x^2 a, x y a and y^2 a."""
 
+    def firsts(self, a: Floats) -> tuple[Floats, Floats, Floats]:
+        """Sums of a, x a and y a, in less time than one by one."""
+
+    def moments(self, a: Floats) -> tuple[Floats, ...]:
+        """Sums of a, x a, y a, x^2 a, x y a and y^2 a, in less time than one by one."""
+
 
 @dataclass(frozen=True)
 class Square:
@@ -72,6 +78,23 @@ class Square:
             self._box(self._square(a, 1), 0),
             self._ramp(self._ramp(a, 1), 0),
             self._square(self._box(a, 1), 0),
+        )
+
+    def firsts(self, a: Floats) -> tuple[Floats, Floats, Floats]:
+        """Sums of a, x a and y a."""
+        one = self._box(a, 1)
+        return self._box(one, 0), self._box(self._ramp(a, 1), 0), self._ramp(one, 0)
+
+    def moments(self, a: Floats) -> tuple[Floats, ...]:
+        """Sums of a, x a, y a, x^2 a, x y a and y^2 a."""
+        one, x, xx = self._box(a, 1), self._ramp(a, 1), self._square(a, 1)
+        return (
+            self._box(one, 0),
+            self._box(x, 0),
+            self._ramp(one, 0),
+            self._box(xx, 0),
+            self._ramp(x, 0),
+            self._square(one, 0),
         )
 
     def _box(self, a: Floats, axis: int) -> Floats:
@@ -135,6 +158,14 @@ class Star:
         square = self.radius**2
         xx = (left + right) * square
         return xx, np.zeros_like(xx), (above + below) * square
+
+    def firsts(self, a: Floats) -> tuple[Floats, Floats, Floats]:
+        """Sums of a, x a and y a."""
+        return (self.total(a), *self.ramps(a))
+
+    def moments(self, a: Floats) -> tuple[Floats, ...]:
+        """Sums of a, x a, y a, x^2 a, x y a and y^2 a."""
+        return (*self.firsts(a), *self.seconds(a))
 
     def _stakes(self, a: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """In the row below (the higher one), the row above, the columns left and right."""

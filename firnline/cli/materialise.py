@@ -29,7 +29,9 @@ def materialise(
         str, typer.Option(help="Period of the pairs' mid-dates, as 2018-01-01/2020-12-31.")
     ] = "../..",
     variables: Annotated[str, typer.Option(help="Comma-separated.")] = "vx,vy,v_error",
-    collection: Annotated[str, typer.Option(help="Collection to read.")] = "itslive-cubes",
+    collection: Annotated[
+        str, typer.Option(help="itslive-cubes or velocity-mosaics.")
+    ] = "itslive-cubes",
     satellites: Annotated[str, typer.Option(help="Comma-separated, as L8,S2.")] = "",
     min_dt: Annotated[float | None, typer.Option(help="Least days between the images.")] = None,
     max_dt: Annotated[float | None, typer.Option(help="Most days between the images.")] = None,

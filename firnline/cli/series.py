@@ -48,7 +48,7 @@ def series(
     spacing: Annotated[
         float | None, typer.Option(help="Metres between points along; default a pixel.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="pairs, composite or strain.")] = "pairs",
+    dataset: Annotated[str, typer.Option(help="pairs, composite, strain or trend.")] = "pairs",
     variables: Annotated[str, typer.Option(help="Comma-separated; default all.")] = "",
     method: Annotated[
         Literal["nearest", "bilinear"] | None,

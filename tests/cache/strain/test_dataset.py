@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from numpy.typing import NDArray
@@ -119,6 +120,62 @@ def test_dataset_reads_the_crs_of_a_cube_as_it_is() -> None:
     assert got["mapping"].attrs["spatial_epsg"] == 3413
 
 
+@pytest.mark.parametrize("chunks", [{}, {"y": 4, "x": 5}, {"time": 1, "y": 7}])
+def test_a_lazy_dataset_gives_what_the_loaded_one_gives(chunks: dict[str, int]) -> None:
+    ds = dataset((3, 15, 17))
+    noise = np.random.default_rng(5).standard_normal((2, 3, 15, 17)).astype(np.float32)
+    for n, name in enumerate(("vx", "vy")):
+        ds[name] = ds[name] + 9 * noise[n]
+        ds[f"{name}_error"] = (("time", "y", "x"), np.full((3, 15, 17), 5, np.float32))
+    ds = ds.rio.write_crs(3413, grid_mapping_name="mapping")
+    xr.testing.assert_identical(strain_dataset(ds.chunk(chunks)), strain_dataset(ds))
+
+
+def test_the_accessor_and_the_function_are_one() -> None:
+    import firnline
+    import firnline.accessor
+
+    ds = dataset()
+    want = firnline.strain(ds, 360, method="nominal", fields=["e1"])
+    xr.testing.assert_identical(ds.firnline.strain(360, method="nominal", fields=["e1"]), want)
+    at = {"x": 4e5 + 960, "y": -2e6 - 840}
+    layers = ds.expand_dims(time=np.array(["2019-07-02"], "M8[ns]"))
+    pd.testing.assert_frame_equal(layers.firnline.series(**at), firnline.series(layers, **at))
+    lines, found = firnline.flowlines(ds, **at), ds.firnline.flowlines(**at)
+    assert found.geometry.iloc[0].equals(lines.geometry.iloc[0])
+
+
+def test_all_missing_is_all_missing() -> None:
+    ds = dataset()
+    for name in ("vx", "vy"):
+        ds[name] = ds[name] * np.nan
+    ds["vx_error"] = ds["vy_error"] = ds["vx"]
+    got = strain_dataset(ds.rio.write_crs(3413, grid_mapping_name="mapping"))
+    assert set(ERROR_FIELDS) < set(got.data_vars)
+    for name in FIELDS:
+        assert np.isnan(got[name].values).all(), name
+
+
+def test_errors_that_are_missing() -> None:
+    """Without both errors there are no fields of them, and who asks for one is told so."""
+    ds = dataset()
+    ds["vx_error"] = 3.0
+    assert not set(ERROR_FIELDS) & set(strain_dataset(ds).data_vars)
+    with pytest.raises(InputError, match="e1_error"):
+        strain_dataset(ds, fields=["e1_error"])
+    # one that is not known leaves the rates as they are, and has no errors about it
+    known = np.full((15, 17), 3.0)
+    known[2, 2] = np.nan
+    ds["vx_error"] = ds["vy_error"] = (("y", "x"), known)
+    got = strain_dataset(ds, length_scale=120)
+    near = np.zeros((15, 17), bool)
+    near[1:4, [1, 3]] = True  # a slope along x gives no weight to the column of its centre
+    without = strain_dataset(ds.drop_vars(["vx_error", "vy_error"]), length_scale=120)
+    np.testing.assert_array_equal(got["exx"], without["exx"])
+    nowhere = near | np.isnan(without["exx"].values)
+    np.testing.assert_array_equal(np.isnan(got["exx_error"].values), nowhere)
+
+
 def _bad(ds: xr.Dataset, how: str) -> tuple[xr.Dataset, float]:
     length = 500.0
     if how == "no vy":
@@ -143,6 +200,12 @@ def _bad(ds: xr.Dataset, how: str) -> tuple[xr.Dataset, float]:
         ds = ds.expand_dims(a=1, b=1)
     elif how == "days":
         ds["vx"].attrs["units"] = "m/day"
+    elif how == "integers":
+        ds["vx"] = ds["vx"].round().astype(np.int16)
+    elif how == "text":
+        ds["vx"] = ds["vx"].astype(str)
+    elif how == "errors":
+        ds["vx_error"] = ds["vy_error"] = ("y", np.ones(15))
     elif how == "short":
         length = 119.0
     elif how == "long":
@@ -163,6 +226,9 @@ def _bad(ds: xr.Dataset, how: str) -> tuple[xr.Dataset, float]:
         ("no x", InputError, "coordinate x"),
         ("dims", InputError, "accepted is"),
         ("days", InputError, "per year"),
+        ("integers", InputError, "int16 without _FillValue"),
+        ("text", InputError, "accepted are real numbers"),
+        ("errors", InputError, "accepted is a number, time"),
         ("short", InputError, "under one pixel"),
         ("long", InputError, "longer than the grid"),
     ],
