@@ -22,6 +22,7 @@ from firnline.cache.periods import Period, period_label
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
 from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
+from firnline.cache.styles import STYLES, write_style
 from firnline.crs import parse_crs
 from firnline.database import put_items, put_subset, writing
 from firnline.footprint import Outline, bbox, footprint
@@ -82,6 +83,7 @@ def make(
     if spans:
         assets["composite"]["firnline:composite"] = _composited(plan, work)
         assets |= _maps(plan, work, spans)
+        assets |= _styles(plan, work)
         if min(plan.shape[1:]) > 1:
             assets["thumbnail"] = _quicklook(plan, work, spans)
     renders = {key: render_of(key, each) for key, each in assets.items() if each["type"] == COG}
@@ -311,6 +313,20 @@ def _maps(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, dict[s
             ],
         }
     return assets
+
+
+def _styles(plan: Plan, work: Path) -> dict[str, dict[str, Any]]:
+    """Styles for QGIS."""
+    return {
+        f"style_{name}": {
+            "href": f"{name}.qml",
+            "type": "application/xml",
+            "title": f"QGIS style. {write_style(work / f'{name}.qml', name)}",
+            "roles": ["style"],
+        }
+        for name in STYLES
+        if name != "strain" or plan.request.strain
+    }
 
 
 def _quicklook(plan: Plan, work: Path, spans: tuple[Period, ...]) -> dict[str, Any]:
