@@ -13,6 +13,8 @@ import httpx
 import pystac_client
 from rich.console import Console
 
+from firnline import logs
+from firnline.database import connect, migrate
 from firnline.errors import InputError, JobError
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
@@ -94,6 +96,43 @@ def demo_settings(folder: Path, mirror: Mirror) -> Settings:
         public_url="",
         _env_file=None,
     )
+
+
+def sample_installation(folder: str | Path, **more: Any) -> tuple[Mirror, Settings]:
+    """Make a synthetic ITS_LIVE and an installation that has harvested it, for notebooks.
+
+    The sample is served on loopback until the process ends. No measurements.
+
+    Parameters
+    ----------
+    folder
+        Begun anew, unless it holds something else.
+    **more
+        As for :func:`firnline.indexer.sample.write_mirror`: ``pairs``, ``cubes`` and so on.
+
+    Returns
+    -------
+    mirror, settings
+        What the sample holds, with its flow field as a formula (``mirror.flow``); and what
+        ``firnline.open(settings=...)`` takes.
+
+    Raises
+    ------
+    InputError
+        The folder holds something else.
+    """
+    folder = Path(folder)
+    _clear(folder)
+    server = MirrorServer(folder / "mirror")
+    server.start()
+    mirror = write_mirror(folder / "mirror", server.url, **more)
+    settings = demo_settings(folder, mirror)
+    logs.configure(settings.model_copy(update={"log_level": "WARNING"}))
+    engine = connect(settings.database)
+    migrate(engine)
+    harvest(engine, settings, [mirror.catalog_url], mosaics=mirror.region is not None, deep=True)
+    engine.dispose()
+    return mirror, settings
 
 
 def _search(url: str, mirror: Mirror) -> list[str]:
