@@ -48,18 +48,17 @@ def test_workflow(tmp_path: Path) -> None:
 
 
 def test_two_crs(tmp_path: Path) -> None:
-    """Untreated, the eastern half would be turned by 5.87 degrees."""
+    """Untreated, the southern part would be turned by 5.87 degrees."""
     found = run("two_crs", tmp_path)
     assert found["pictures"] == 1
-    assert found["pixels from the west"] > 1000
-    assert found["pixels from the east"] > 500
-    assert abs(found["degrees off, west"]) < 0.5
-    assert abs(found["degrees off, east"]) < 0.5
+    for part in ("north", "south"):
+        assert found[f"pixels {part}"] > 1000
+        assert abs(found[f"degrees off, {part}"]) < 0.3
 
 
 def test_seasons(tmp_path: Path) -> None:
     found = run("seasons", tmp_path)
     assert found["pictures"] == 1
-    assert found["months"] > 36
+    assert found["months"] > 30
     assert found["amplitude"] == pytest.approx(found["amplitude of the sample"], rel=0.25)
     assert found["trend"] == pytest.approx(found["trend of the sample"], rel=0.25)
