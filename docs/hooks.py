@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if marker in markdown:
             markdown = markdown.replace(marker, table(model, prefix))
     return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Names in docstrings are marked up for Sphinx, as numpydoc has it: leave the names."""
+    return re.sub(r":(?:class|func|data|mod|attr|meth|exc):(?=<code>)", "", html)
 
 
 def table(model: type[BaseModel], prefix: str = "") -> str:
