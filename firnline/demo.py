@@ -94,6 +94,7 @@ def demo_settings(folder: Path, mirror: Mirror) -> Settings:
         mosaic_roots=(mirror.mosaic_root,),
         allowed_sources=(f"{mirror.base_url}/",),
         public_url="",
+        log_level="WARNING",  # of the worker's process too: the demo tells what it does
         _env_file=None,
     )
 
@@ -127,7 +128,7 @@ def sample_installation(folder: str | Path, **more: Any) -> tuple[Mirror, Settin
     server.start()
     mirror = write_mirror(folder / "mirror", server.url, **more)
     settings = demo_settings(folder, mirror)
-    logs.configure(settings.model_copy(update={"log_level": "WARNING"}))
+    logs.configure(settings)
     engine = connect(settings.database)
     migrate(engine)
     harvest(engine, settings, [mirror.catalog_url], mosaics=mirror.region is not None, deep=True)
@@ -195,6 +196,7 @@ def _tell(
     say(f"   strain = xr.open_zarr({str(path / 'strain.zarr')!r})")
     say(f"\nLook at it: {path / 'thumbnail.png'}")
     say(f"In QGIS: {path / 'v.tif'}")
+    say(f"How things are: FIRNLINE_DATA_DIR={path.parents[3]} firnline status")
 
 
 def _wait() -> None:
