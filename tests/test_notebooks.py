@@ -53,7 +53,6 @@ def test_workflow(tmp_path: Path) -> None:
     assert found["exy"] < 0.1
 
 
-@pytest.mark.skipif("resampling" not in Request.model_fields, reason="CRSs are not crossed yet")
 def test_two_crs(tmp_path: Path) -> None:
     """Untreated, the southern part would be turned by 5.87 degrees."""
     found = run("two_crs", tmp_path)
