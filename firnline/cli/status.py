@@ -47,7 +47,7 @@ def status(
     known = overview(engine)
     harvests = recent(engine, 5)
     now = datetime.now(UTC)
-    todo = needs(known, harvests, jobs.recent(engine), settings, now)
+    todo = needs(known, harvests, jobs.recent(engine, 1000), settings, now)
     if as_json:
         print_json(
             {
@@ -85,21 +85,23 @@ def needs(
         The newest, newest first.
     """
     return [
-        *_unworked(jobs, now),
+        *_unworked(jobs, timedelta(seconds=settings.lease_seconds), now),
         *_failed(jobs, now),
         *_unharvested(known, harvests, now),
         *_full(known, settings),
     ]
 
 
-def _unworked(jobs: list[Job], now: datetime) -> list[str]:
-    """Jobs that wait while none runs: a worker takes one within seconds."""
-    waiting = [job for job in jobs if job.status == "accepted"]
-    if not waiting or any(job.status == "running" for job in jobs):
+def _unworked(jobs: list[Job], lease: timedelta, now: datetime) -> list[str]:
+    """Jobs that wait while none is worked at: a worker takes one within seconds."""
+    # a worker that lives renews its lease every few seconds
+    alive = [job for job in jobs if job.status == "running" and now - job.updated < lease]
+    waiting = [job for job in jobs if job.living]
+    if not waiting or alive:
         return []
     # one that is put back for its next try has just been touched
     since = min(max(job.created, job.updated) for job in waiting)
-    if now - since < _PATIENCE:
+    if now - since < max(_PATIENCE, lease):
         return []
     return [
         f"{_count(len(waiting), 'job')} waited for {_ago(now - since)} and no worker takes "

@@ -45,7 +45,7 @@ def said(
 def test_all_is_well(tmp_path: Path) -> None:
     assert said(tmp_path) == []
     assert said(tmp_path, job("accepted", 0.5)) == [], "just asked for"
-    assert said(tmp_path, job("accepted", 30), job("running", 1)) == [], "a worker is at another"
+    assert said(tmp_path, job("accepted", 30), job("running", 0.1)) == [], "a worker is at another"
     assert said(tmp_path, job("failed", 60 * 24 * 8)) == [], "long ago"
     assert said(tmp_path, job("successful", 1), job("failed", 5)) == [], "mended since"
 
@@ -55,6 +55,7 @@ def test_all_is_well(tmp_path: Path) -> None:
     [
         ({"jobs": [job("accepted", 5), job("accepted", 180, request="b")]},
          ["2 jobs waited for 3 hours", "no worker takes them", "`firnline worker`"]),
+        ({"jobs": [job("running", 20)]}, ["1 job waited for 20 minutes"]),  # its worker died
         ({"jobs": [job("accepted", 5)]}, ["1 job waited for 5 minutes", "no worker takes it"]),
         ({"jobs": [job("failed", 5, "the disk is full."), job("failed", 9, "x", request="b")]},
          ["2 requests failed", "failed-a", "the disk is full. Ask again"]),
