@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 
-.PHONY: demo serve page test lint format bench constraints clean
+.PHONY: demo serve page test lint format docs bench constraints clean
 
 # One stamp for each set of requirements, remade when they change.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -14,7 +14,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,postgres]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,docs,postgres]'
 	touch $@
 
 demo: $(VENV)/.run
@@ -40,6 +40,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation, into site/; a broken link or an unknown name is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(VENV)/.dev
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -49,4 +53,4 @@ constraints:
 	  --no-header --no-annotate --no-emit-package firnline -o constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info api/static web/node_modules
+	rm -rf $(VENV) build dist site *.egg-info api/static web/node_modules

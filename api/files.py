@@ -27,6 +27,7 @@ from firnline.tables import subsets
 MEDIA_TYPES = {
     ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
     ".png": "image/png",
+    ".qml": "application/xml",
     ".json": "application/json",
     ".zarray": "application/json",
     ".zattrs": "application/json",

@@ -41,6 +41,7 @@ def make(
     maps = {name: FIELDS[name] for name in products.VELOCITY_MAPS}
     assets |= products.maps(plan, work, store.COMPOSITE, maps, spans, title)
     assets |= products.strain_maps(plan, work, spans, title)
+    assets |= products.styles(plan, work)
     if trend is not None:
         maps = {name: TREND_FIELDS[name] for name in ("dv_dt", "dv_dt_error")}
         assets |= products.maps(plan, work, store.TREND, maps, (trend,), title)

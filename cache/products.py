@@ -25,6 +25,7 @@ from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
 from firnline.cache.request import Request
 from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
+from firnline.cache.styles import STYLES, write_style
 from firnline.cache.target import Target
 from firnline.crs import parse_crs
 from firnline.database import put_items, put_subset, writing
@@ -91,6 +92,7 @@ def make(
         about = {name: composite_store.FIELDS[name] for name in VELOCITY_MAPS}
         assets |= maps(plan, work, store.COMPOSITE, about, spans, title)
         assets |= strain_maps(plan, work, spans, title)
+        assets |= styles(plan, work)
         subtitle = f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes"
         give_back()
         assets |= quicklook(plan, work, spans, subtitle)
@@ -394,6 +396,20 @@ def maps(
             ],
         }
     return assets
+
+
+def styles(plan: Target, work: Path) -> dict[str, dict[str, Any]]:
+    """Styles for QGIS."""
+    return {
+        f"style_{name}": {
+            "href": f"{name}.qml",
+            "type": "application/xml",
+            "title": f"QGIS style. {write_style(work / f'{name}.qml', name)}",
+            "roles": ["style"],
+        }
+        for name in STYLES
+        if name != "strain" or plan.request.strain
+    }
 
 
 def quicklook(

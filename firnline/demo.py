@@ -13,6 +13,8 @@ import httpx
 import pystac_client
 from rich.console import Console
 
+from firnline import logs
+from firnline.database import connect, migrate
 from firnline.errors import InputError, JobError
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
@@ -92,8 +94,46 @@ def demo_settings(folder: Path, mirror: Mirror) -> Settings:
         mosaic_roots=(mirror.mosaic_root,),
         allowed_sources=(f"{mirror.base_url}/",),
         public_url="",
+        log_level="WARNING",  # of the worker's process too: the demo tells what it does
         _env_file=None,
     )
+
+
+def sample_installation(folder: str | Path, **more: Any) -> tuple[Mirror, Settings]:
+    """Make a synthetic ITS_LIVE and an installation that has harvested it, for notebooks.
+
+    The sample is served on loopback until the process ends. No measurements.
+
+    Parameters
+    ----------
+    folder
+        Begun anew, unless it holds something else.
+    **more
+        As for :func:`firnline.indexer.sample.write_mirror`: ``pairs``, ``cubes`` and so on.
+
+    Returns
+    -------
+    mirror, settings
+        What the sample holds, with its flow field as a formula (``mirror.flow``); and what
+        ``firnline.open(settings=...)`` takes.
+
+    Raises
+    ------
+    InputError
+        The folder holds something else.
+    """
+    folder = Path(folder)
+    _clear(folder)
+    server = MirrorServer(folder / "mirror")
+    server.start()
+    mirror = write_mirror(folder / "mirror", server.url, **more)
+    settings = demo_settings(folder, mirror)
+    logs.configure(settings)
+    engine = connect(settings.database)
+    migrate(engine)
+    harvest(engine, settings, [mirror.catalog_url], mosaics=mirror.region is not None, deep=True)
+    engine.dispose()
+    return mirror, settings
 
 
 def _search(url: str, mirror: Mirror) -> list[str]:
@@ -156,6 +196,7 @@ def _tell(
     say(f"   strain = xr.open_zarr({str(path / 'strain.zarr')!r})")
     say(f"\nLook at it: {path / 'thumbnail.png'}")
     say(f"In QGIS: {path / 'v.tif'}")
+    say(f"How things are: FIRNLINE_DATA_DIR={path.parents[3]} firnline status")
 
 
 def _wait() -> None:

@@ -36,7 +36,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("firnline"),
-        description="Where the embedded database and the cache live.",
+        description="Where the embedded database and the cache live; default: the platform's "
+        "folder for data, as ~/.local/share/firnline.",
     )
     database_url: str = Field(
         "", description="SQLAlchemy URL (sqlite or postgresql); empty: SQLite in DATA_DIR."

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
-from rich.table import Table
+from rich.table import Column, Table
 
 from firnline.cli.console import Json, err, out, percent, print_json
 from firnline.cli.installation import load_settings, open_database
@@ -26,13 +26,22 @@ def list_stored(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("id", "MB", "created", "last used", "stale", "pinned", box=None)
+    # ids are there to be copied, on a narrow terminal too
+    table = Table(
+        Column("id", no_wrap=True, min_width=23),
+        "MB",
+        "created",
+        "last used",
+        "stale",
+        "pinned",
+        box=None,
+    )
     for row in rows:
         table.add_row(
             row["id"],
             f"{row['size'] / 1e6:.1f}",
-            row["created"][:19],
-            row["last_used"][:19],
+            row["created"][:16].replace("T", " "),
+            row["last_used"][:16].replace("T", " "),
             "yes" if row["stale"] else "no",
             "yes" if row["pinned"] else "no",
         )

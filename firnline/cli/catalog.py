@@ -23,8 +23,8 @@ def harvest(
     deep: Annotated[
         bool,
         typer.Option(
-            help="Also look at the files themselves: which mosaics exist, and each cube's own "
-            "metadata and image pairs."
+            help="Also look at the files themselves: which exist, the grids of the mosaics, and "
+            "each cube's own metadata and image pairs."
         ),
     ] = False,
     force: Annotated[

@@ -1,19 +1,16 @@
-"""The database: its schema and its place (``migrate``), and how things are (``status``)."""
+"""``migrate``: the database's schema, and its place."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from firnline.cli.console import Json, err, out, phases, print_json, print_pairs
+from firnline.cli.console import Json, err, out, phases, print_json
 from firnline.cli.installation import load_settings, open_database, open_url, shown_url
 from firnline.errors import InputError
-from firnline.settings import Settings
-from firnline.version import __version__
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -79,68 +76,3 @@ def _move(engine: Engine, here: str, to: str, as_json: bool) -> None:
             f"everything of {here} is in {there}; set FIRNLINE_DATABASE_URL to use it",
             markup=False,
         )
-
-
-def status(
-    settings_only: Annotated[
-        bool, typer.Option("--settings", help="List every setting with its value.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Say how things are: database, catalog, jobs, store."""
-    settings = load_settings()
-    if settings_only:
-        rows = [
-            {
-                "name": f"FIRNLINE_{name.upper()}",
-                "value": shown_url(settings.database) if name == "database_url" else _plain(value),
-                "description": field.description,
-            }
-            for name, field in Settings.model_fields.items()
-            for value in [getattr(settings, name)]
-        ]
-        if as_json:
-            print_json(rows)
-            return
-        for row in rows:
-            out.print(f"{row['name']} = {row['value']}", markup=False)
-            out.print(f"    {row['description']}", markup=False)
-        return
-    from firnline.database import overview
-    from firnline.runs import recent
-
-    engine = open_database(settings, migrated=False)
-    answer = {"version": __version__, "database": shown_url(settings.database), **overview(engine)}
-    answer["cache"] = str(settings.cache_dir)
-    harvests = recent(engine, 5)
-    if as_json:
-        print_json({**answer, "harvests": harvests})
-        return
-    print_pairs(answer)
-    for run in harvests:
-        out.print(f"harvest {run['started'][:19]}  {_outcome(run)}", markup=False)
-
-
-def _plain(value: Any) -> Any:
-    return (
-        list(value)
-        if isinstance(value, tuple)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-    )
-
-
-def _outcome(run: dict[str, Any]) -> str:
-    """What came of a harvest, in one line."""
-    from firnline.runs import deep_read_line
-
-    sources = ", ".join(run["sources"])
-    if run["status"] == "successful":
-        counts = ("added", "changed", "unchanged", "retired", "revived", "failed")
-        told = ", ".join(f"{run[name]} {name}" for name in counts if run[name])
-        since = run["not_modified_since"]
-        told = f"not modified since {since[:19]}" if since else told
-        told = "; ".join(filter(None, [told or "nothing there", deep_read_line(run)]))
-        return f"{'deep, ' if run['deep'] else ''}{told}  {sources}"
-    return f"{run['status']}  {run['error'] or sources}"

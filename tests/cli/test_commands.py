@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import firnline
+from firnline.cli import app
+from firnline.cli.examples import EXAMPLES
+from firnline.settings import Settings
 
 Run = Any  # of conftest.py, which gives an Answer: code, out, err, error, document
 
@@ -90,3 +95,45 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_valid_and_shown(firn: Run, name: str) -> None:
+    """As click parses them, in the help of their command."""
+    help = firn(*name.split(), "--help").out
+    for example in EXAMPLES[name]:
+        assert f"  firnline {example}\n" in help
+        words = shlex.split(example)
+        command: Any = typer.main.get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context(name, words)
+    assert example.startswith(name)
+
+
+def test_every_command_has_examples() -> None:
+    listed = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    single = {name for name, each in listed.items() if not hasattr(each, "commands")}
+    assert single <= set(EXAMPLES)
+
+
+def test_errors_say_what_to_do_next(firn: Run, settings: Settings) -> None:
+    nowhere = firn("materialise", "--bbox", 0, 0, 1, 1, settings=settings)
+    assert nowhere.code == 2
+    assert nowhere.err.splitlines()[1].strip().startswith("is the area in the CRS that --crs says")
+    unknown = firn("cache", "show", "subset-0000000000000000")
+    assert unknown.code == 1
+    assert unknown.err.splitlines()[1].strip() == "`firnline cache list` shows the subsets"
+
+
+def test_completion(firn: Run) -> None:
+    """What a shell asks when TAB is pressed."""
+    assert "--install-completion" in firn("--help").out
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['firnline']; import firnline.cli; "
+         "firnline.cli.main()"],
+        env={**os.environ, "_FIRNLINE_COMPLETE": "complete_bash", "COMP_WORDS": "firnline ma",
+             "COMP_CWORD": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["materialise"]
