@@ -57,8 +57,8 @@ def contains(outer: Request, inner: Request) -> bool:
     """
     return (
         outer.pairs
-        and not (outer.recompute_speed or inner.recompute_speed)
         and set(inner.variables) <= set(outer.variables)
+        and ("v" not in inner.variables or inner.recompute_speed == outer.recompute_speed)
         and _within(outer.interval, inner.interval)
         and (outer.dt_days is None or _within(outer.dt_days, inner.dt_days or (None, None)))
         # a name stands for all that begin with it, as S2 for S2A and S2B
@@ -92,10 +92,11 @@ class Container:
     def holds(self, inner: Plan) -> bool:
         """Whether its store is what its plan says, and has each pixel of `inner` of the same cube.
 
-        Not where cubes overlap: which one goes before the other depends on the area. Nor where
-        cubes are resampled, of the same CRS too: they are read anew for each area.
+        Not where cubes overlap: which one goes before the other depends on the area. Nor where one
+        is resampled.
         """
-        if self.plan.resampled or inner.resampled:
+        resampled = set(self.plan.resampled) | set(inner.resampled)
+        if not resampled.isdisjoint(cube.id for cube in inner.cubes):
             return False
         stored = np.asarray(store.opened(self.folder / store.PAIRS, "granule")[...])
         # strings of variable length in Zarr v3, of a fixed one in v2
@@ -174,7 +175,6 @@ def _candidates(engine: Engine, request: Request, crs: str) -> list[tuple[Any, B
         outer = Request.model_validate(json.loads(row.request))
         if (
             properties["proj:code"] == crs
-            and not properties.get("firnline:cubes_resampled")
             and contains(outer, request)
             and not has_changed(row, known)
         ):
@@ -200,7 +200,7 @@ def _plans(
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
     cubes = {
         source["id"]: load_cube(
-            folder, source["id"], crs, Source(source["href"], **roots), source["etag"]
+            folder, source["id"], Source(source["href"], **roots), source["etag"]
         )
         for source in json.loads(row.sources)
     }

@@ -30,13 +30,14 @@ def keep_cubes(folder: Path, cubes: Sequence[OpenCube]) -> None:
         arrays: dict[str, Any] = {name: getattr(cube, name) for name in _COORDINATES}
         arrays |= {f"pair/{name}": values for name, values in cube.per_pair.items()}
         arrays["metadata"] = np.frombuffer(cube.layout.metadata, np.uint8)
+        arrays["crs"] = np.array(cube.crs)
         whole = io.BytesIO()
         np.savez(whole, allow_pickle=False, **arrays)
         packed = blosc.compress(whole.getvalue(), b"zstd", 1, blosc.SHUFFLE)
         _file(folder, cube.id).write_bytes(packed)
 
 
-def load_cube(folder: Path, id: str, crs: str, source: Source, etag: str | None) -> OpenCube:
+def load_cube(folder: Path, id: str, source: Source, etag: str | None) -> OpenCube:
     """A cube as it was kept; `source` and `etag` are those that it was read from.
 
     Raises
@@ -49,6 +50,7 @@ def load_cube(folder: Path, id: str, crs: str, source: Source, etag: str | None)
         whole = io.BytesIO(blosc.decompress(file.read_bytes()))
         with np.load(whole, allow_pickle=False) as arrays:
             read = {name: arrays[name] for name in arrays.files}
+        crs = str(read.pop("crs"))
         layout = parse_cube(source.url, read.pop("metadata").tobytes(), etag)
         coordinates = {name: read.pop(name) for name in _COORDINATES}
     except (OSError, RuntimeError, ValueError, KeyError) as error:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-PROCESS = 190_000_000
+_PROCESS = 190_000_000
 """Bytes of the process itself: its libraries, the pairs of the cubes, a block of the maps."""
+
+_LEAST_KEPT = 2_000_000
+"""Bytes of chunks that tiles share: without any, each would be fetched up to four times."""
 
 
 @dataclass(frozen=True)
@@ -14,20 +17,21 @@ class Shares:
     """Bytes for each of what grows with what it's given; there is less elsewhere.
 
     ``buffer`` is one variable of a tile; composites need two of them. ``ahead`` is what was
-    requested and not decoded yet, ``kept`` what was fetched and is kept for later tiles, and
-    ``crossing`` what is held of a cube while it is resampled.
+    requested and not decoded yet, ``kept`` what was fetched and is kept for later tiles, ``held``
+    what is read of a cube before it is resampled.
     """
 
     buffer: int
+    held: int
     ahead: int
     kept: int
-    crossing: int
 
 
 def shares(limit: int) -> Shares:
     """What a job under this limit (FIRNLINE_MEMORY_LIMIT, in bytes) may use for what."""
-    room = max(0, limit - PROCESS)
-    return Shares(buffer=room // 14, ahead=room // 6, kept=room // 12, crossing=room // 5)
+    room = max(0, limit - _PROCESS)
+    kept = max(room // 12, min(limit // 8, _LEAST_KEPT))
+    return Shares(buffer=room // 14, held=room // 4, ahead=room // 6, kept=kept)
 
 
 _ARENA_MAX = -8  # malloc.h

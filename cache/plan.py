@@ -557,7 +557,7 @@ def _tile_shape(plan: Plan, memory_limit: int) -> tuple[int, int]:
             tile
             for tile in _TILES
             if len(plan.layers) * math.prod(tile) * itemsize <= share.buffer
-            and _held(plan, tile) <= share.crossing
+            and _held(plan, tile) <= share.held
         ),
         _TILES[-1],
     )

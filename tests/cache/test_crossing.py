@@ -21,7 +21,6 @@ from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
 from firnline.cache.materialise import plan_request
-from firnline.cache.memory import PROCESS
 from firnline.cache.opening import subset_folder
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
@@ -237,7 +236,7 @@ def test_just_the_planned_chunks_are_fetched(
 ) -> None:
     """A chunk is planned if one of its pixels is needed: every pixel is taken through PROJ."""
     server, mirror = bucket
-    settings = settings.model_copy(update={"memory_limit": PROCESS + 3_000_000})
+    settings = settings.model_copy(update={"memory_limit": 3_000_000})
     for resampling in ("nearest", "bilinear"):
         more = {"variables": ["v", "v_error"], "resampling": resampling}
         plan = plan_request(engine, settings, asked(settings, **more))

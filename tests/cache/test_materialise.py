@@ -17,7 +17,6 @@ from shapely.geometry import Point, box
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
-from firnline.cache.memory import PROCESS
 from firnline.cache.opening import open_subset, subset_folder
 from firnline.cache.request import Request
 from firnline.database import get_item, reading
@@ -542,7 +541,7 @@ def test_the_whole_window_of_a_polygon_is_filled(
 def test_chunks_on_the_edge_of_tiles_are_fetched_once(
     sample: Any, engine: Engine, settings: Settings
 ) -> None:
-    small = settings.model_copy(update={"memory_limit": PROCESS + 10_000_000})
+    small = settings.model_copy(update={"memory_limit": 10_000_000})
     folder, _ = run(
         engine, small, bbox=sample.mirror.aoi, crs="EPSG:3413", variables=["vx"],
         composite=None, strain=False,
