@@ -57,6 +57,7 @@ def contains(outer: Request, inner: Request) -> bool:
     """
     return (
         outer.pairs
+        and outer.collection == inner.collection
         and set(inner.variables) <= set(outer.variables)
         and ("v" not in inner.variables or inner.recompute_speed == outer.recompute_speed)
         and _within(outer.interval, inner.interval)
