@@ -333,20 +333,27 @@ class AfterChunks:
 
 class TestSourcesThatChange:
     @pytest.fixture
-    def other(self, server: MirrorServer, tmp_path: Path) -> Path:
+    def other(self, server: MirrorServer) -> Path:
         """The same cubes with other pairs in another order, ready to take their places."""
-        root = tmp_path / "other"
+        first, second = server.root / "first", server.root / "second"
         write_mirror(
-            root, server.url, pairs=40, mosaics=False, generation_22=True, cubes=("ne", "se"),
+            second, server.url, pairs=40, mosaics=False, generation_22=True, cubes=("ne", "se"),
             seed=7,
         )  # fmt: skip
-        return root
+        first.mkdir()
+        for name in ("datacubes", "timeseries"):
+            (server.root / name).rename(first / name)
+            (server.root / name).symlink_to(first / name)
+        return second
 
     def swap(self, server: MirrorServer, other: Path) -> None:
+        """Exchange the two at one go: at no moment there is none."""
         for name in ("datacubes", "timeseries"):
-            (server.root / name).rename(other / f"{name}.aside")
-            (other / name).rename(server.root / name)
-            (other / f"{name}.aside").rename(other / name)
+            here = server.root / name
+            theirs = other if here.readlink().parent != other else other.with_name("first")
+            aside = server.root / f"{name}.aside"
+            aside.symlink_to(theirs / name)
+            aside.replace(here)
 
     @pytest.mark.parametrize("at", [1, 30, 60])
     def test_a_cube_that_is_replaced_while_it_is_read_is_read_anew(
