@@ -26,7 +26,7 @@ from firnline.cache.plan import Chunk, Part, Plan, Tile
 from firnline.cache.stitch import fill, scatter
 from firnline.chunks import ChunkReader, Index, Keeper
 from firnline.cube import Array
-from firnline.errors import SourceCorruptError
+from firnline.errors import SourceCorruptError, SourceMissingError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -185,7 +185,7 @@ class Fetcher:
         """
         try:
             yield from self._tiles(list(work), check)
-        except SourceCorruptError:
+        except (SourceCorruptError, SourceMissingError):
             for each in self._confirm(self._readers):
                 _wait(each, check)  # it's no damage where it is another cube by now
             raise
