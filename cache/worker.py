@@ -22,6 +22,7 @@ from firnline.errors import (
     FirnlineError,
     JobDismissedError,
     JobLostError,
+    SourceRefusedError,
     SourceUnreachableError,
 )
 from firnline.settings import Settings
@@ -134,6 +135,10 @@ def run_next(
             say.info("job handed back")
         except (DatabaseError, JobLostError, JobDismissedError):
             raise
+        except SourceRefusedError as error:
+            jobs.fail(engine, job, str(error))
+            store.discard(work)
+            say.warning("job failed", reason=str(error))
         except SourceUnreachableError as error:
             # what is finished stays, for the next try
             again = jobs.retry(engine, job, str(error), settings.retry_seconds)

@@ -19,6 +19,7 @@
     ├── QuotaError                 this caller has as much under way as it may have
     ├── SourceError                data could not be read from where it lives
     │   ├── SourceUnreachableError connection refused, timeout, 5xx after all retries
+    │   │   └── SourceRefusedError a refusal that the next try would meet as well
     │   ├── SourceMissingError     the source answered that this object does not exist
     │   ├── SourceCorruptError     bytes came, and are not what they should be
     │   ├── SourceChangedError     a cube was replaced, or grew, while it was read
@@ -103,6 +104,10 @@ class SourceError(FirnlineError):
 
 class SourceUnreachableError(SourceError):
     """The source did not answer: refused, timed out, or 5xx after all retries."""
+
+
+class SourceRefusedError(SourceUnreachableError):
+    """The source refuses, as by 403 or a certificate: to try again is no use."""
 
 
 class SourceMissingError(SourceError):

@@ -28,6 +28,7 @@ from firnline.allowed import check_allowed
 from firnline.errors import (
     SourceCorruptError,
     SourceNotAllowedError,
+    SourceRefusedError,
     SourceUnreachableError,
 )
 from firnline.version import __version__
@@ -93,7 +94,9 @@ def ask(
     Raises
     ------
     SourceUnreachableError
-        No answer, or a refusal, after all retries.
+        No answer after all retries.
+    SourceRefusedError
+        A refusal.
     SourceNotAllowedError
         The server sends elsewhere.
     SourceCorruptError
@@ -110,8 +113,8 @@ def ask(
                 raise SourceUnreachableError(f"{shown}: {failure}") from failure
             _hold(url, failure.after)
             _sleep(wait)
-        except SourceUnreachableError as error:
-            raise SourceUnreachableError(f"{shown}: {error}") from error.__cause__
+        except SourceRefusedError as error:
+            raise SourceRefusedError(f"{shown}: {error}") from error.__cause__
         except SourceNotAllowedError as error:
             raise SourceNotAllowedError(f"{shown} sends elsewhere: {error}") from None
         except SourceCorruptError as error:
@@ -130,7 +133,7 @@ def _follow(
             if isinstance(error, SSLError) and isinstance(
                 error.args[0], ssl.SSLCertVerificationError
             ):
-                raise SourceUnreachableError(f"its certificate is not trusted: {error}") from error
+                raise SourceRefusedError(f"its certificate is not trusted: {error}") from error
             raise _PassingError(_reason(error)) from error
         status = answer.status
         if status in (200, 206, 304, 404, 416):
@@ -141,19 +144,19 @@ def _follow(
             try:
                 url = urljoin(url, answer.headers["location"])
             except ValueError:
-                raise SourceUnreachableError("it redirects to what is no URL") from None
+                raise SourceRefusedError("it redirects to what is no URL") from None
             check_allowed(url, allowed)
             continue
         reason = f"the server answered {status}"
         if status in (401, 403):
-            raise SourceUnreachableError(f"{reason} (access denied)")
+            raise SourceRefusedError(f"{reason} (access denied)")
         if status in (408, 425, 429) or status >= 500:
             after = _retry_after(answer.headers)
             if after > _PATIENCE:
                 reason += f" and asks to be left alone for {after:.0f} seconds"
             raise _PassingError(reason, after)
-        raise SourceUnreachableError(reason)
-    raise SourceUnreachableError("too many redirects")
+        raise SourceRefusedError(reason)
+    raise SourceRefusedError("too many redirects")
 
 
 def _once(method: str, url: str, headers: dict[str, str], largest: int) -> Answer:

@@ -271,6 +271,18 @@ def test_a_stalled_worker_finds_that_it_has_lost(
     assert first.poll() is None, "it goes on with other jobs"
 
 
+def test_a_refusal_is_not_tried_again(
+    sample: Any, engine: Engine, small: Settings, asked: Request
+) -> None:
+    job = jobs.submit(engine, asked)
+    sample.server.faults = Faults(Fault("status", status=403), match="*/vy/*")
+    assert worker.run_next(engine, small, "first")
+    sample.server.faults = None
+    ended = jobs.get(engine, job.id)
+    assert (ended.status, ended.attempt) == ("failed", 1)
+    assert ended.message.endswith("the server answered 403 (access denied)")
+
+
 def test_a_source_that_goes_away_in_the_middle_is_waited_for(
     sample: Any,
     engine: Engine,

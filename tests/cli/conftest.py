@@ -48,6 +48,7 @@ def firn(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FIRNLINE_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("FIRNLINE_RETRY_SECONDS", "0")
     # structlog keeps the stream that it is first given, which here ends with the test
     monkeypatch.setattr("firnline.logs.configure", lambda settings: None)
     capsys.readouterr()

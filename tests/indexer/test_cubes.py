@@ -194,7 +194,8 @@ def test_the_command_reads_deep_when_asked(
         document = json.loads(capsys.readouterr().out)
         assert document.get("deep_read", {}).get("read") == expected
     app(["status"], standalone_mode=False)
-    (last, *_) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("harvest ")]
+    lines = capsys.readouterr().out.splitlines()
+    (last, *_) = [line for line in lines if line.startswith("harvest ")]
     assert "5 unchanged; deep read: 5 cubes read, 0 unchanged, 0 failed" in last
 
 
