@@ -29,6 +29,7 @@ from firnline.cache.fetch import Counts
 from firnline.cache.periods import Period
 from firnline.cache.request import Request
 from firnline.cache.sources import find_items
+from firnline.cache.target import OnGrid
 from firnline.crs import parse_crs
 from firnline.errors import (
     NoCoverageError,
@@ -88,7 +89,7 @@ class PlacedMosaic:
 
 
 @dataclass(frozen=True)
-class MosaicPlan:
+class MosaicPlan(OnGrid):
     """All that is known before the first pixel is read."""
 
     request: Request
@@ -115,16 +116,6 @@ class MosaicPlan:
     def shape(self) -> tuple[int, int, int]:
         """(time, y, x) of the store."""
         return (len(self.years), *self.geobox.shape)
-
-    @cached_property
-    def x(self) -> Raw:
-        """Pixel centres in metres, ascending."""
-        return self.geobox.affine.c + self.geobox.affine.a * (np.arange(self.shape[2]) + 0.5)
-
-    @cached_property
-    def y(self) -> Raw:
-        """Pixel centres in metres, descending."""
-        return self.geobox.affine.f + self.geobox.affine.e * (np.arange(self.shape[1]) + 0.5)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ from firnline.cache.memory import shares
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
 from firnline.cache.stitch import Layers, PairTable, merge_pairs
+from firnline.cache.target import OnGrid
 from firnline.cache.turned_pairs import turn_pairs
 from firnline.cache.vectors import Resampling, jacobian, plan_resampling
 from firnline.crs import parse_crs, transformer
@@ -87,7 +88,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(OnGrid):
     """All that is known before the first velocity chunk is fetched.
 
     ``source_cube`` is ``int16 (y, x)``, the position in ``cubes`` of the first cube that has a
@@ -107,16 +108,6 @@ class Plan:
     def shape(self) -> tuple[int, int, int]:
         """(mid_date, y, x) of the store."""
         return (len(self.layers), *self.geobox.shape)
-
-    @cached_property
-    def x(self) -> Raw:
-        """Pixel centres in metres, ascending."""
-        return self.geobox.affine.c + self.geobox.affine.a * (np.arange(self.shape[2]) + 0.5)
-
-    @cached_property
-    def y(self) -> Raw:
-        """Pixel centres in metres, descending."""
-        return self.geobox.affine.f + self.geobox.affine.e * (np.arange(self.shape[1]) + 0.5)
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:

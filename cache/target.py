@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,3 +43,21 @@ class Target(Protocol):
     @property
     def attribution(self) -> str:
         """Whose data it is made of."""
+
+
+class OnGrid:
+    """The coordinates of a plan, from its geobox."""
+
+    geobox: GeoBox
+
+    @cached_property
+    def x(self) -> Raw:
+        """Pixel centres in metres, ascending."""
+        affine = self.geobox.affine
+        return affine.c + affine.a * (np.arange(self.geobox.shape[1]) + 0.5)
+
+    @cached_property
+    def y(self) -> Raw:
+        """Pixel centres in metres, descending."""
+        affine = self.geobox.affine
+        return affine.f + affine.e * (np.arange(self.geobox.shape[0]) + 0.5)

@@ -183,10 +183,10 @@ def run(
     owner = worker_name()
     tidied = float("-inf")
     while not stop.is_set():
-        if time.monotonic() - tidied > _TIDY:
-            tidied = time.monotonic()
-            tidy(engine, settings)
         try:
+            if time.monotonic() - tidied > _TIDY:
+                tidied = time.monotonic()
+                tidy(engine, settings)
             busy = run_next(engine, settings, owner, stop=stop)
         except DatabaseError as error:
             log.error("database away", reason=str(error))
