@@ -23,6 +23,7 @@ from firnline.errors import (
     SourceError,
     SourceMissingError,
     SourceNotAllowedError,
+    SourceRefusedError,
     SourceUnreachableError,
 )
 from firnline.indexer.mirror import Fault, Faults, MirrorServer
@@ -267,15 +268,15 @@ def read(server: MirrorServer, how: str) -> bytes:
     ("status", "error"),
     [
         (404, SourceMissingError),
-        (403, SourceUnreachableError),
-        (401, SourceUnreachableError),
-        (400, SourceUnreachableError),
+        (403, SourceRefusedError),
+        (401, SourceRefusedError),
+        (400, SourceRefusedError),
         (429, SourceUnreachableError),
         (500, SourceUnreachableError),
         (503, SourceUnreachableError),
     ],
 )
-def test_a_status_is_missing_or_unreachable(
+def test_a_status_is_missing_refused_or_unreachable(
     server: MirrorServer, how: str, status: int, error: type[SourceError]
 ) -> None:
     server.faults = Faults(Fault("status", status=status))
