@@ -21,10 +21,13 @@ from firnline.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 POLICY = (
-    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Content-Security-Policy of the page: nothing from elsewhere, nothing inline."""
+"""Content-Security-Policy of the page: nothing from elsewhere, nothing inline.
+
+WebAssembly is allowed, for reading GeoPackages.
+"""
 _TYPES = {
     ".html": f"{HTML}; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -32,6 +35,7 @@ _TYPES = {
     ".json": "application/json",
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
+    ".wasm": "application/wasm",
 }
 
 

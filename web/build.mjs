@@ -16,6 +16,8 @@ const { metafile } = await build({
   entryPoints: { page: "src/page.js" },
   outdir: out,
   bundle: true,
+  splitting: true, // what reads GeoPackages is loaded when there is one
+  chunkNames: "[name]-[hash]",
   format: "esm",
   target: ["es2022"],
   minify: true,
@@ -24,6 +26,7 @@ const { metafile } = await build({
 });
 await cp(join(here, "src", "index.html"), join(out, "index.html"));
 await cp(join(here, "src", "icon.svg"), join(out, "icon.svg"));
+await cp(join(modules, "sql.js", "dist", "sql-wasm-browser.wasm"), join(out, "sql-wasm-browser.wasm"));
 // Natural Earth, in the public domain, as TopoJSON.
 await cp(join(modules, "world-atlas", "land-50m.json"), join(out, "land.json"));
 

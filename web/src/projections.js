@@ -70,3 +70,18 @@ export function bounds(points) {
   }
   return box;
 }
+
+/**
+ * What proj4 makes the right thing of. It takes ESRI's polar stereographic WKT, as in the .prj of
+ * EPSG:3413 and 3031, for another projection (2.22: off by 20 degrees of latitude).
+ */
+export function definition(wkt) {
+  if (!/PROJECTION\["(Stereographic_(North|South)_Pole|Polar_Stereographic)/i.test(wkt)) return wkt;
+  const value = (name) => Number(new RegExp(`"${name}",\\s*([-\\d.eE+]+)`, "i").exec(wkt)?.[1] ?? 0);
+  const [, axis, flattening] = /SPHEROID\["[^"]*",\s*([\d.]+),\s*([\d.]+)/i.exec(wkt);
+  const parallel = value("Standard_Parallel_1") || value("latitude_of_origin");
+  return [
+    `+proj=stere +lat_0=${parallel < 0 ? -90 : 90} +lat_ts=${parallel} +lon_0=${value("Central_Meridian")}`,
+    `+x_0=${value("False_Easting")} +y_0=${value("False_Northing")} +a=${axis} +rf=${flattening} +units=m +no_defs`,
+  ].join(" ");
+}

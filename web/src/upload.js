@@ -1,6 +1,7 @@
-// Areas in files: GeoJSON, and Shapefiles in a zip with their .prj.
+// Areas in files: GeoJSON, GeoPackage, and Shapefiles in a zip with their .prj.
 import { iter } from "but-unzip";
 import { parseShp } from "shpjs";
+import { definition } from "./projections.js";
 
 const LARGEST = 20e6;
 
@@ -22,14 +23,22 @@ export async function readArea(file) {
     : { type: "MultiPolygon", coordinates: flat };
 }
 
+const content = async (file) => new Uint8Array(await file.arrayBuffer());
+
+function reader(name) {
+  if (/\.zip$/i.test(name)) return async (file) => shapefile(await content(file));
+  if (/\.gpkg$/i.test(name)) {
+    return async (file) => (await import("./geopackage.js")).readGeoPackage(await content(file));
+  }
+  return async (file) => JSON.parse(await file.text());
+}
+
 async function geometries(file) {
   let read;
   try {
-    read = file.name.toLowerCase().endsWith(".zip")
-      ? await shapefile(new Uint8Array(await file.arrayBuffer()))
-      : JSON.parse(await file.text());
+    read = await reader(file.name)(file);
   } catch {
-    throw new Error(`${file.name} can't be read: accepted are GeoJSON and a zip with a Shapefile.`);
+    throw new Error(`${file.name} can't be read: accepted are GeoJSON, GeoPackage and a zip with a Shapefile.`);
   }
   const found = [];
   const visit = (node) => {
@@ -57,19 +66,4 @@ async function shapefile(zip) {
     found.push(...parseShp(await entry.read(), prj && definition(new TextDecoder().decode(prj))));
   }
   return found;
-}
-
-/**
- * What proj4 makes the right thing of. It takes ESRI's polar stereographic WKT, as in the .prj of
- * EPSG:3413 and 3031, for another projection (2.22: off by 20 degrees of latitude).
- */
-function definition(wkt) {
-  if (!/PROJECTION\["(Stereographic_(North|South)_Pole|Polar_Stereographic)/i.test(wkt)) return wkt;
-  const value = (name) => Number(new RegExp(`"${name}",\\s*([-\\d.eE+]+)`, "i").exec(wkt)?.[1] ?? 0);
-  const [, axis, flattening] = /SPHEROID\["[^"]*",\s*([\d.]+),\s*([\d.]+)/i.exec(wkt);
-  const parallel = value("Standard_Parallel_1") || value("latitude_of_origin");
-  return [
-    `+proj=stere +lat_0=${parallel < 0 ? -90 : 90} +lat_ts=${parallel} +lon_0=${value("Central_Meridian")}`,
-    `+x_0=${value("False_Easting")} +y_0=${value("False_Northing")} +a=${axis} +rf=${flattening} +units=m +no_defs`,
-  ].join(" ");
 }
