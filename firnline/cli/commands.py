@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,6 +27,7 @@ from firnline.cli.series import flowlines, series
 from firnline.cli.serve import demo, serve, worker
 from firnline.cli.status import status
 from firnline.errors import FirnlineError, InputError
+from firnline.version import __version__
 
 app = typer.Typer(
     name="firnline",
@@ -39,6 +40,28 @@ app = typer.Typer(
 )
 for command in (demo, harvest, materialise, series, flowlines, serve, worker, status, migrate):
     app.command(epilog=epilog(command.__name__))(command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"firnline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_say_version,
+            is_eager=True,
+            help="Say which firnline this is, and stop.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 catalog_app = typer.Typer(help="The catalog as a file.", no_args_is_help=True)
 catalog_app.command("export", epilog=epilog("catalog export"))(export_items)

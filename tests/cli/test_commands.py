@@ -77,6 +77,13 @@ def test_the_version_is_said_once() -> None:
     assert version("firnline") == firnline.__version__
 
 
+def test_python_m_is_the_command() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "firnline", "--version"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"firnline {firnline.__version__}\n"
+
+
 def test_the_public_face() -> None:
     assert set(firnline.__all__) == {"__version__", "flowlines", "open", "series", "strain"}
     for name in set(firnline.__all__) - {"__version__"}:
