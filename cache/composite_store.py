@@ -19,6 +19,7 @@ import numpy as np
 from firnline.arrays import instants
 from firnline.cache import store
 from firnline.cache.composite import CLIP, Composite, composite
+from firnline.cache.new_store import create_fields
 from firnline.cache.periods import Period, as_arrays, periods
 from firnline.cache.plan import Plan, Tile
 from firnline.errors import SourceMissingError, TooLargeError
@@ -200,7 +201,7 @@ def write_composites(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         name: ("u4" if about["units"] == "1" else "f4", about) for name, about in FIELDS.items()
     }
     path = work / store.COMPOSITE
-    store.create_fields(
+    create_fields(
         path,
         described,
         format=plan.request.format,

@@ -30,6 +30,7 @@ from firnline.cache.kept_cubes import keep_cubes
 from firnline.cache.memory import give_back, shares
 from firnline.cache.mosaic_store import write_mosaics
 from firnline.cache.mosaics import MosaicPlan, plan_mosaics
+from firnline.cache.new_store import create_pairs
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
@@ -176,7 +177,7 @@ def _from_pairs(
         write_composites(plan, work, spans)
         if plan.request.strain:
             write_strain(plan, work, spans)
-    _close_stores(work)
+    _verify_stores(work)
     pulse.say(95, "maps and provenance")
     if plan.request.pairs:
         keep_cubes(work, plan.cubes)
@@ -192,17 +193,16 @@ def _from_mosaics(
     if plan.request.strain:
         pulse.say(90, "strain rates")
         write_strain(plan, work, plan.periods)
-    _close_stores(work)
+    _verify_stores(work)
     pulse.say(95, "maps and provenance")
     seconds = time.monotonic() - began
     return mosaic_products.make(plan, work, counts, sources, seconds=seconds)
 
 
-def _close_stores(work: Path) -> None:
-    """Nothing more is written to the stores: gather their metadata, see that they are whole."""
+def _verify_stores(work: Path) -> None:
+    """Nothing more is written to the stores: see that they are whole."""
     for name in (store.PAIRS, store.COMPOSITE, store.STRAIN, store.TREND):
         if (work / name).exists():
-            store.consolidate(work / name)
             store.verify(work / name)
 
 
@@ -347,4 +347,4 @@ def _by(
 
 def _create(plan: Plan, work: Path) -> None:
     if plan.request.pairs:
-        store.create_pairs(work / store.PAIRS, plan)
+        create_pairs(work / store.PAIRS, plan)

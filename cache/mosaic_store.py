@@ -17,6 +17,7 @@ from firnline.cache.chunk_cache import open_chunk_cache
 from firnline.cache.cog_reader import RemoteCog
 from firnline.cache.fetch import Counts
 from firnline.cache.mosaics import MosaicItem, MosaicPlan, PlacedMosaic, open_cog
+from firnline.cache.new_store import create_fields
 from firnline.cache.periods import Period, as_arrays
 from firnline.cache.trend import FEWEST, linear_trend
 from firnline.errors import SourceCorruptError, SourceMissingError
@@ -112,7 +113,7 @@ def _create(
     periods: tuple[Period, ...],
     method: str,
 ) -> None:
-    store.create_fields(
+    create_fields(
         path,
         {name: ("u4" if text["units"] == "1" else "f4", text) for name, text in about.items()},
         format=plan.request.format,

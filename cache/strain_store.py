@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from firnline.cache import store
+from firnline.cache.new_store import create_fields
 from firnline.cache.periods import Period, as_arrays
 from firnline.cache.strain import FIELDS, STRESS_FIELDS, describe, radius_for, strain_rates
 from firnline.cache.target import Target
@@ -23,7 +24,7 @@ def write_strain(plan: Target, work: Path, spans: tuple[Period, ...]) -> None:
     radius, length = radius_for(how.length_scale, plan.geobox.affine.a)
     about = {**FIELDS, **(STRESS_FIELDS if how.flow_law else {})}
     path = work / store.STRAIN
-    store.create_fields(
+    create_fields(
         path,
         {name: ("f4", dict(attributes)) for name, attributes in about.items()},
         attributes={

@@ -209,8 +209,8 @@ def test_composite_is_that_of_the_whole_pairs_array(
     from firnline.cache.composite import composite
     from firnline.cache.periods import period_label, periods
 
-    monkeypatch.setattr("firnline.cache.store._MAP_SIDE", 32)
-    monkeypatch.setattr("firnline.cache.store._MAP_TIMES", 3)
+    monkeypatch.setattr("firnline.cache.store.MAP_SIDE", 32)
+    monkeypatch.setattr("firnline.cache.store.MAP_TIMES", 3)
     small = settings.model_copy(update={"memory_limit": 1})  # forces the smallest tiles
     folder, item = run(
         engine, small, bbox=sample.mirror.aoi, crs="EPSG:3413", strain=False, **inputs

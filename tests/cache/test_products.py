@@ -114,8 +114,8 @@ def test_strain_is_that_of_the_composite(
     """Made block by block; here at once, with the window that the store says it used."""
     from firnline.cache.strain import FlowLaw, strain_rates
 
-    monkeypatch.setattr("firnline.cache.store._MAP_SIDE", 32)
-    monkeypatch.setattr("firnline.cache.store._MAP_TIMES", 3)
+    monkeypatch.setattr("firnline.cache.store.MAP_SIDE", 32)
+    monkeypatch.setattr("firnline.cache.store.MAP_TIMES", 3)
 
     folder, item = run(
         engine, settings, bbox=sample.mirror.aoi, strain={"length_scale": 250, **how}

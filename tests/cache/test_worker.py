@@ -393,7 +393,7 @@ def claim_and_run(engine: Engine, settings: Settings, owner: str) -> bool:
 
 @pytest.mark.parametrize(
     "moment",
-    ["cache.store.write_field", "cache.store.consolidate", "cache.products.make",
+    ["cache.store.write_field", "cache.store.verify", "cache.products.make",
      "cache.products._provenance", "cache.store.publish"],
 )  # fmt: skip
 def test_a_crash_after_the_last_tile_fetches_nothing_again(
@@ -603,7 +603,7 @@ def test_a_half_written_store_is_not_where_readers_look_and_is_finished_later(
     """A half-written Zarr opens without an error: so it must not be found."""
     job = jobs.submit(engine, asked)
     with monkeypatch.context() as patch:
-        patch.setattr("firnline.cache.store.consolidate", crash)
+        patch.setattr("firnline.cache.store.verify", crash)
         with pytest.raises(SystemExit):
             claim_and_run(engine, small, "first")
     (work,) = (small.cache_dir / "work" / job.id).rglob("pairs.zarr")
