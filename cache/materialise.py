@@ -179,8 +179,6 @@ def _from_pairs(
             write_strain(plan, work, spans)
     _verify_stores(work)
     pulse.say(95, "maps and provenance")
-    if plan.request.pairs:
-        keep_cubes(work, plan.cubes)
     taken = time.monotonic() - began
     return products.make(plan, work, spans, counts, seconds=taken, container=container)
 
@@ -293,14 +291,14 @@ def _here(
         )
     )
     with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
-        # the empty store is made while the first chunks come
+        # the rest of the store is made while the first chunks come
         created = creator.submit(_create, plan, work) if new else None
         writer = TileWriter(plan, work, fetcher.processors)
         order = list(in_order(plan, todo))
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
-            if created is not None:
-                created.result()
             if writer.write(tile, variable, values):
+                if created is not None:
+                    created.result()  # a tile that is finished is one of a store that is there
                 yield tile, fetcher.counts.since_last()
             else:
                 tell(done + (n + 1) / len(variables))
@@ -348,3 +346,4 @@ def _by(
 def _create(plan: Plan, work: Path) -> None:
     if plan.request.pairs:
         create_pairs(work / store.PAIRS, plan)
+        keep_cubes(work, plan.cubes)

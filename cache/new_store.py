@@ -24,16 +24,13 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from firnline.cache import store
-from firnline.cache.plan import CHUNK_SIDE, CHUNK_TIME, SHARD_TIME, Plan
+from firnline.cache.plan import Plan
 from firnline.crs import parse_crs
 from firnline.version import __version__
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
 GRID_MAPPING = "mapping"
-_V2_CHUNK_TIME = 512
-# The source calls 0 missing here, though it says 'measured': a decoder would make it NaN.
-_ZERO_IS_A_VALUE = ("interp_mask",)
 
 
 @dataclass(frozen=True)
@@ -108,20 +105,15 @@ def create_pairs(path: Path, plan: Plan) -> None:
         declared = any(value is not None for value in (*stated, source.fill_value))
         missing = source.missing if declared else None
         arrays.append(_small(name, values, ("mid_date",), _attributes(source.attributes), missing))
-    high, wide = plan.tile_shape
     for name in request.variables:
         array = plan.array(name)
         about = _attributes(array.attributes) | _crs_attributes(plan.crs)
         if name == "v" and request.recompute_speed:
             about["comment"] = "from vx and vy where it is too fast for the source's int16"
-        if request.format == "v3":
-            chunks = (CHUNK_TIME, CHUNK_SIDE, CHUNK_SIDE)
-            shards = (SHARD_TIME, high, wide)
-        else:
-            chunks, shards = (_V2_CHUNK_TIME, *_halves(plan.tile_shape)), None
-        missing = None if name in _ZERO_IS_A_VALUE else array.missing
         dims = ("mid_date", "y", "x")
-        arrays.append(_Array(name, dims, about, plan.shape, array.dtype, chunks, shards, missing))
+        arrays.append(
+            _Array(name, dims, about, plan.shape, array.dtype, *store.pairs_layout(plan, name))
+        )
     _put_down(path, request.format, attributes, arrays)
 
 
@@ -176,6 +168,7 @@ def create_fields(
         )
         for name, (dtype, described) in fields.items()
     ]
+    store.discard(path)  # what an earlier attempt has left
     _put_down(path, format, common | dict(attributes), arrays)
 
 
@@ -229,11 +222,10 @@ def _small(
 def _put_down(
     path: Path, format: store.Format, attributes: Mapping[str, Any], arrays: Sequence[_Array]
 ) -> None:
-    """Write a store with these arrays in the place of what is there."""
+    """Write a store with these arrays; chunks of them may be there already."""
     files: dict[str, Buffer] = {}
     with ThreadPoolExecutor(1) as alone:  # the caller's thread may have a loop of its own
         alone.submit(asyncio.run, _make(MemoryStore(files), format, attributes, arrays)).result()
-    store.discard(path)
     for name, content in files.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -298,9 +290,3 @@ def _attributes(source: Mapping[str, Any]) -> dict[str, Any]:
 def _crs_attributes(code: str) -> dict[str, Any]:
     """CF's grid mapping, and `_CRS`, by which GDAL before 3.10 finds the CRS of a Zarr array."""
     return {"grid_mapping": GRID_MAPPING, "_CRS": {"wkt": parse_crs(code).to_wkt()}}
-
-
-def _halves(tile: tuple[int, int]) -> tuple[int, int]:
-    """Half a tile each way, a whole number of pixels as tiles are: an unsharded store's chunk."""
-    high, wide = (side // 2 if side > CHUNK_SIDE else side for side in tile)
-    return high, wide

@@ -67,6 +67,7 @@ def write(
     for key, jobs in encoding:
         encoded = [job.result() for job in jobs]
         if shard is None:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / ".".join(key)).write_bytes(encoded[0])
         else:
             file = folder / "c" / "/".join(key)

@@ -22,7 +22,8 @@ import numpy as np
 import zarr
 
 from firnline.cache import shards
-from firnline.cache.plan import Tile
+from firnline.cache.plan import CHUNK_SIDE, CHUNK_TIME, SHARD_TIME, Plan, Tile
+from firnline.cache.shards import Shape
 from firnline.errors import StoreError
 
 Raw = np.ndarray[Any, np.dtype[Any]]
@@ -35,24 +36,38 @@ COMPOSITE = "composite.zarr"
 STRAIN = "strain.zarr"
 TREND = "trend.zarr"
 
+_V2_CHUNK_TIME = 512
+# The source calls 0 missing here, though it says 'measured': a decoder would make it NaN.
+_ZERO_IS_A_VALUE = ("interp_mask",)
 MAP_TIMES, MAP_SIDE = 4, 256
 """Periods and pixels a side of a block of fields."""
 
 
-def write(path: Path, name: str, tile: Tile, values: Raw, processors: Executor) -> None:
+def pairs_layout(plan: Plan, name: str) -> tuple[Shape, Shape | None, Any]:
+    """Chunks, shards and fill value of a variable ``(mid_date, y, x)``; None for none."""
+    missing = None if name in _ZERO_IS_A_VALUE else plan.array(name).missing
+    if plan.request.format == "v3":
+        return (CHUNK_TIME, CHUNK_SIDE, CHUNK_SIDE), (SHARD_TIME, *plan.tile_shape), missing
+    # half a tile each way, a whole number of pixels as tiles are
+    high, wide = (side // 2 if side > CHUNK_SIDE else side for side in plan.tile_shape)
+    return (_V2_CHUNK_TIME, high, wide), None, missing
+
+
+def write(path: Path, plan: Plan, name: str, tile: Tile, values: Raw, processors: Executor) -> None:
     """Write one tile ``(mid_date, y, x)`` of a variable: whole shards, nothing is read back.
 
-    Chunks are encoded on `processors`. They are laid out by ``firnline.cache.shards``, since
-    zarr-python's own codec copies each of them several times over.
+    The rest of the store need not be there yet. Chunks are encoded on `processors`. They are laid
+    out by ``firnline.cache.shards``, since zarr-python's own codec copies each of them several
+    times over.
     """
-    array = zarr.open_array(path, path=name, mode="r")
+    chunk, shard, missing = pairs_layout(plan, name)
     shards.write(
         path / name,
         values,
         corner=(0, tile.rows.start, tile.columns.start),
-        chunk=array.chunks,
-        shard=array.shards,
-        fill_value=array.dtype.type(0 if array.fill_value is None else array.fill_value),
+        chunk=chunk,
+        shard=shard,
+        fill_value=values.dtype.type(0 if missing is None else missing),
         processors=processors,
     )
 

@@ -49,7 +49,9 @@ class TileWriter:
     def write(self, tile: Tile, variable: str, values: Raw) -> bool:
         """Write a variable ``(layer, y, x)``; whether it was the tile's last."""
         if self._plan.request.pairs:
-            store.write(self._work / store.PAIRS, variable, tile, values, self._processors)
+            store.write(
+                self._work / store.PAIRS, self._plan, variable, tile, values, self._processors
+            )
         if self._spans and variable == "vx":
             self._vx = values.copy()  # the buffer is the next variable's
         if self._vx is not None and variable == "vy":
