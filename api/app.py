@@ -60,6 +60,7 @@ _EXPOSED = [
     "Last-Modified",
     "Link",
     "Location",
+    "Preference-Applied",
     "Retry-After",
     "X-Request-ID",
 ]

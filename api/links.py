@@ -33,6 +33,7 @@ HTML = "text/html"
 SCHEMA = "application/schema+json"
 REL_PROCESSES = "http://www.opengis.net/def/rel/ogc/1.0/processes"
 REL_JOBS = "http://www.opengis.net/def/rel/ogc/1.0/job-list"
+REL_MONITOR = "monitor"  # RFC 5989
 REL_RESULTS = "http://www.opengis.net/def/rel/ogc/1.0/results"
 REL_EXECUTE = "http://www.opengis.net/def/rel/ogc/1.0/execute"
 REL_QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"

@@ -1,18 +1,22 @@
 """OGC API - Processes 1.0: what can be run here, running it, and the jobs.
 
-Two processes: ``materialise`` puts a job into the queue (asynchronous only), ``echo`` gives back
-what it got (synchronous only; test suites ask for one). There is no ``callback`` class, since a
-server that calls addresses named by its callers can be turned against its own network.
+Two processes: ``materialise`` puts a job into the queue, and waits for one that is small if its
+caller does; ``echo`` gives back what it got (test suites ask for one). There is no ``callback``
+class, since a server that calls addresses named by its callers can be turned against its own
+network.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import orjson
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
@@ -20,21 +24,26 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from firnline.api.errors import problem
+from firnline.api.execution import Execution, Output, Preference, header_link, results
 from firnline.api.instants import parse_datetime
 from firnline.api.links import (
     GEOJSON,
+    JSON,
     REL_EXECUTE,
+    REL_MONITOR,
     REL_RESULTS,
     Base,
     JSONBytes,
     Link,
 )
 from firnline.cache import jobs
+from firnline.cache.estimate import estimate
 from firnline.cache.jobs import Job
 from firnline.cache.opening import ask
 from firnline.cache.request import Request
 from firnline.database import get_item, reading
-from firnline.errors import InputError, NotFoundError
+from firnline.errors import InputError, NoCoverageError, NotFoundError
+from firnline.items import MOSAICS
 from firnline.settings import Settings
 
 CONFORMANCE = [
@@ -44,6 +53,9 @@ CONFORMANCE = [
 _EXCEPTION = "http://www.opengis.net/def/exceptions/ogcapi-processes-1/1.0/"
 _SUBSETS = "subsets"
 _MOST_JOBS = 1000
+_MOST_WAITING = 16  # callers at a time; others get their job at once
+_UNCLAIMED = 2.0  # seconds after which no worker is free, or there is none
+_MODES = ("materialise", "estimate")
 
 Status = Literal["accepted", "running", "successful", "failed", "dismissed"]
 _SUMMARIES: dict[str, dict[str, Any]] = {
@@ -52,10 +64,12 @@ _SUMMARIES: dict[str, dict[str, Any]] = {
         "title": "Materialise an area of interest",
         "description": "Stitches the glacier-velocity cubes of an area into one Zarr store, with "
         "composites and strain rates, and publishes it as an item of the collection `subsets`. "
-        "The same request again gives the same item at once.",
+        "The same request again gives the same item at once. What is small is done while the "
+        "caller waits, unless it prefers `respond-async`; what is not, or not done by then, is a "
+        "job (201). A job's results are both outputs, `subset` by reference and `item` by value.",
         "keywords": ["glacier velocity", "ITS_LIVE", "strain rate", "Zarr"],
         "version": "1.0.0",
-        "jobControlOptions": ["async-execute", "dismiss"],
+        "jobControlOptions": ["sync-execute", "async-execute", "dismiss"],
         "outputTransmission": ["value", "reference"],
     },
     "echo": {
@@ -70,21 +84,13 @@ _SUMMARIES: dict[str, dict[str, Any]] = {
 _ANYTHING: dict[str, Any] = {
     "oneOf": [{"type": kind} for kind in ("string", "number", "boolean", "object")]
 }
-
-
-class Execution(BaseModel):
-    """Body of an execution (schema ``execute.yaml``); what else it holds is passed over."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    inputs: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Input values by name; those of /processes/{process_id}.",
-        examples=[{"bbox": [-174200, -2284200, -165800, -2275800], "crs": "EPSG:3413"}],
-    )
-    response: Literal["document", "raw"] = Field(
-        "document", description="For synchronous execution: results by name, or the bare value."
-    )
+_MODE: dict[str, Any] = {
+    "title": "Mode",
+    "description": "estimate: only tell the image pairs, chunks, bytes and seconds that it would "
+    "take, from the catalog alone.",
+    "minOccurs": 0,
+    "schema": {"type": "string", "enum": list(_MODES), "default": _MODES[0]},
+}
 
 
 class JobFilter(BaseModel):
@@ -122,6 +128,7 @@ class JobFilter(BaseModel):
 def create_router(engine: Engine, settings: Settings) -> APIRouter:
     """The routes of OGC API - Processes."""
     router = APIRouter(tags=["Processes"])
+    waiting = 0  # callers, for the end of their jobs
 
     def base_of(request: HTTPRequest) -> Base:
         return Base.of(request, settings.public_url)
@@ -148,25 +155,75 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
 
     @router.post(
         "/processes/{process_id}/execution",
-        status_code=201,
         responses={
-            200: {"description": "The result, of `echo`"},
-            201: {"description": "The job, of `materialise`"},
+            200: {"description": "The results", "content": {"*/*": {}}},
+            201: {"description": "The job of `materialise` that will have them"},
+            204: {"description": "Raw results by reference, as links in the header"},
         },
     )
-    def execute(process_id: str, execution: Execution, request: HTTPRequest) -> Response:
-        """Run a process (7.11): 201 and a job, or for `echo` 200 and the result."""
+    async def execute(process_id: str, execution: Execution, request: HTTPRequest) -> Response:
+        """Run a process (7.11): its results, or 201 and the job that will have them."""
+        preference = Preference.of(request.headers.getlist("prefer"))
+        begun = await run_sync(begin, process_id, execution, preference, request)
+        if isinstance(begun, Response):
+            return begun
+        job, wait = begun
+        job = await ended(job, wait, request)
+        return await run_sync(answer, job, execution, preference, base_of(request))
+
+    def begin(
+        process_id: str, execution: Execution, preference: Preference, request: HTTPRequest
+    ) -> Response | tuple[Job, float]:
+        """The answer, where there is no job; or the job, and how long to wait for it."""
         if process_id not in _SUMMARIES:
             return _no_such_process(process_id, request)
         inputs = {name: _inline(name, value) for name, value in execution.inputs.items()}
         if process_id == "echo":
-            return _echo(inputs, execution.response)
-        job = ask(engine, settings, Request.parse(inputs, settings), key=request.state.api_key)
-        base = base_of(request)
-        reply = _json(_status_info(job, base), status=201)
-        reply.headers["Location"] = f"{base.url}/jobs/{job.id}"
-        if "respond-async" in request.headers.get("prefer", ""):
+            return results({"message": Output(_echoed(inputs))}, execution)
+        mode = inputs.pop("mode", _MODES[0])
+        if mode not in _MODES:
+            raise InputError(f"mode {str(mode)[:40]!r} is not one of {', '.join(_MODES)}")
+        asked = Request.parse(inputs, settings)
+        if mode == "estimate":
+            told = orjson.dumps(estimate(engine, asked).summary())
+            return results({"estimate": Output(told)}, execution)
+        _check_outputs(execution)
+        small = preference.patience > 0 and _is_small(engine, settings, asked)
+        job = ask(engine, settings, asked, key=request.state.api_key)
+        return job, preference.patience if small else 0.0
+
+    async def ended(job: Job, seconds: float, request: HTTPRequest) -> Job:
+        """The job when it has ended, or when it isn't worth to wait any longer."""
+        nonlocal waiting
+        if waiting >= _MOST_WAITING:
+            return job
+        waiting += 1
+        try:
+            began, pause = time.monotonic(), 0.05
+            while job.living and (since := time.monotonic() - began) < seconds:
+                unclaimed = job.status == "accepted" and since > _UNCLAIMED
+                if unclaimed or await request.is_disconnected():
+                    break
+                await asyncio.sleep(pause)
+                pause = min(1.3 * pause, 0.5)
+                job = await run_sync(jobs.get, engine, job.id)
+        finally:
+            waiting -= 1
+        return job
+
+    def answer(job: Job, execution: Execution, preference: Preference, base: Base) -> Response:
+        here = f"{base.url}/jobs/{job.id}"
+        if job.living or not preference.patience:
+            reply = _json(_status_info(job, base), status=201)
+            reply.headers["Location"] = here
             reply.headers["Preference-Applied"] = "respond-async"
+            return reply
+        if job.status != "successful" or job.subset is None:
+            return _without_results(job, f"/jobs/{job.id}")
+        reply = results(_outputs(job.subset, base), execution)
+        reply.headers.append("Link", header_link(here, REL_MONITOR))
+        if preference.synchronous:
+            reply.headers["Preference-Applied"] = "respond-sync"
         return reply
 
     @router.get("/jobs")
@@ -203,18 +260,20 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
         except NotFoundError:
             return _no_such_job(job_id, request)
         if job.status == "successful" and job.subset is not None:
-            return _results(job.subset, base_of(request))
-        return _without_results(job, request)
+            return results(_outputs(job.subset, base_of(request)))
+        return _without_results(job, request.url.path)
 
-    def _results(subset: str, base: Base) -> Response:
+    def _outputs(subset: str, base: Base) -> dict[str, Output]:
         with reading(engine) as connection:
             content = get_item(connection, _SUBSETS, subset)
         if content is None:
             raise NotFoundError(f"subset {subset} is no longer stored; ask for it again")
         link = {"rel": "item", "type": GEOJSON, "href": base.item(_SUBSETS, subset)}
-        item = base.with_item_links(content, _SUBSETS, subset)
-        body = b'{"subset":%b,"item":{"mediaType":"application/geo+json","value":%b}}'
-        return JSONBytes(base.resolve(body % (orjson.dumps(link), item)))
+        item = base.resolve(base.with_item_links(content, _SUBSETS, subset))
+        return {
+            "subset": Output(orjson.dumps(link["href"]), JSON, link, "reference"),
+            "item": Output(item, GEOJSON, link),
+        }
 
     return router
 
@@ -229,7 +288,8 @@ def _ports(process_id: str) -> dict[str, Any]:
         "inputs": {
             name: {**each, "schema": _openapi_schema(each["schema"])}
             for name, each in Request.input_schemas().items()
-        },
+        }
+        | {"mode": _MODE},
         "outputs": {
             "subset": {
                 "title": "Link to the STAC item of the result",
@@ -238,6 +298,11 @@ def _ports(process_id: str) -> dict[str, Any]:
             "item": {
                 "title": "The STAC item of the result",
                 "schema": {"type": "object", "contentMediaType": GEOJSON},
+            },
+            "estimate": {
+                "title": "What it would take",
+                "description": "With `mode: estimate` the only output, as of GET /estimate.",
+                "schema": {"type": "object"},
             },
         },
     }
@@ -289,14 +354,38 @@ def _inline(name: str, value: Any) -> Any:
     return value
 
 
-def _echo(inputs: dict[str, Any], response: str) -> Response:
+def _echoed(inputs: dict[str, Any]) -> bytes:
     if inputs.keys() != {"message"}:
         raise InputError("inputs: echo takes one, `message`")
-    message = inputs["message"]
-    if response == "raw":
-        return _json(message)
-    # An object can't stand inline by itself (inputValueNoObject.yaml): it comes qualified.
-    return _json({"message": {"value": message} if isinstance(message, dict) else message})
+    return orjson.dumps(inputs["message"])
+
+
+def _check_outputs(execution: Execution) -> None:
+    """Before a job is made for outputs that it doesn't have."""
+    for name in execution.outputs:
+        if name not in ("subset", "item"):
+            raise InputError(f"outputs: {name[:80]!r} is not one of subset, item")
+
+
+def _is_small(engine: Engine, settings: Settings, asked: Request) -> bool:
+    """Whether it is soon done; what the catalog does not know of is not.
+
+    Raises
+    ------
+    NoCoverageError
+        There is nothing to be done.
+    """
+    if asked.collection == MOSAICS or not settings.sync_bytes:
+        return False
+    found = estimate(engine, asked)
+    if found.unread:
+        return False
+    if not found.pairs:
+        raise NoCoverageError(
+            "none of the image pairs of this area passes the filters (datetime, satellites, "
+            "dt_days)"
+        )
+    return found.source_bytes <= settings.sync_bytes
 
 
 def _status_info(job: Job, base: Base) -> dict[str, Any]:
@@ -327,8 +416,7 @@ def _status_info(job: Job, base: Base) -> dict[str, Any]:
     }
 
 
-def _without_results(job: Job, request: HTTPRequest) -> Response:
-    path = request.url.path
+def _without_results(job: Job, path: str) -> Response:
     if job.status in ("accepted", "running"):
         detail = f"job {job.id} is {job.status}, {job.progress} %: its results are not there yet"
         return problem(

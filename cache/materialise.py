@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime
@@ -246,15 +246,15 @@ def _run_tiles(
     todo = [tile for tile in plan.tiles if tile.index not in done]
     manifests = list(done.values())
 
-    def tell(tiles: float) -> None:
+    def tell(tiles: float, read: int) -> None:
         share = tiles / len(plan.tiles)
-        pulse.say(round(90 * share), f"{int(tiles)} of {len(plan.tiles)} tiles")
+        pulse.say(round(90 * share), f"{int(tiles)} of {len(plan.tiles)} tiles{_left(read, share)}")
 
     # what is read from another subset is on this machine already
     elsewhere = tile_executor(settings) if container is None else nullcontext()
     with elsewhere as executor:
         run = (
-            _here(settings, plan, todo, work, not done, pulse, container, tell, len(done))
+            _here(settings, plan, todo, work, not done, pulse, container, tell, done)
             if executor is None
             else _by(executor, settings, plan, todo, work, not done, pulse)
         )
@@ -262,8 +262,19 @@ def _run_tiles(
             for tile, manifest in run:
                 jobs.checkpoint(engine, job, tile.index, manifest)
                 manifests.append(manifest)
-                tell(len(manifests))
+                tell(len(manifests), _bytes(manifests))
     return Counts.total(manifests)
+
+
+def _bytes(manifests: Iterable[Mapping[str, int]]) -> int:
+    """That were downloaded for some tiles."""
+    return sum(manifest["bytes"] for manifest in manifests)
+
+
+def _left(read: int, share: float) -> str:
+    """What is left to download, judged by the bytes that a share of the tiles took."""
+    left = read * (1 - share) / share
+    return f", about {left / 1e6:,.1f} MB left to download" if left else ""
 
 
 def _here(
@@ -274,8 +285,8 @@ def _here(
     new: bool,
     pulse: Pulse,
     container: Container | None,
-    tell: Callable[[float], None],
-    done: int,
+    tell: Callable[[float, int], None],
+    done: Mapping[int, Mapping[str, int]],
 ) -> Generator[tuple[Tile, dict[str, int]], None, None]:
     """Do tiles in this process, by one pipeline; each that is finished, and its counts."""
     variables = plan.request.variables
@@ -295,13 +306,14 @@ def _here(
         created = creator.submit(_create, plan, work) if new else None
         writer = TileWriter(plan, work, fetcher.processors)
         order = list(in_order(plan, todo))
+        before = _bytes(done.values())
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
             if writer.write(tile, variable, values):
                 if created is not None:
                     created.result()  # a tile that is finished is one of a store that is there
                 yield tile, fetcher.counts.since_last()
             else:
-                tell(done + (n + 1) / len(variables))
+                tell(len(done) + (n + 1) / len(variables), before + fetcher.counts.bytes)
 
 
 def _by(

@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     max_job_bytes: ByteSize = Field(
         ByteSize(200_000_000_000), description="Largest output of a job, uncompressed, in bytes."
     )
+    sync_bytes: ByteSize = Field(
+        ByteSize(200_000_000),
+        description="A request of OGC API - Processes that reads no more than this, in bytes of "
+        "source chunks as decoded, is done while its caller waits; 0: none.",
+    )
     lease_seconds: float = Field(
         60.0, gt=0, description="A job whose worker is silent for so long is given to another."
     )

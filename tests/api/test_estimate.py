@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 from starlette.testclient import TestClient
 
 from firnline.api.app import create_app
 from firnline.cache.materialise import plan_request
 from firnline.cache.request import Request
+from firnline.database import writing
 from firnline.indexer.cubes import deepen
 from firnline.settings import Settings
+from firnline.tables import counters
 
 
 @pytest.fixture
@@ -115,3 +117,46 @@ def test_refusals(http: TestClient, query: dict[str, str], told: str) -> None:
     answer = http.get("/estimate", params=query)
     assert answer.status_code == 400
     assert told in answer.json()["detail"]
+
+
+def test_chunks_and_their_bytes(
+    sample: Any, http: TestClient, engine: Engine, settings: Settings
+) -> None:
+    """As many as a plan names, which looks closer; their size by the cubes' own metadata."""
+    assert deepen(engine, settings).failed == 0
+    for more in ({}, {"datetime": "2018-03-01/2018-09-15"}, {"satellites": "L8"}):
+        found = http.get("/estimate", params=asked(sample, **more)).json()
+        inputs = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413"}
+        inputs |= {k: v.split(",") if k == "satellites" else v for k, v in more.items()}
+        plan = plan_request(engine, settings, Request.parse(inputs, settings), only_plan=True)
+        told = plan.summary()
+        assert found["chunks"] == told["source_chunks"] > 0
+        assert found["source_bytes"] == told["source_bytes_decoded"]
+
+
+def test_seconds_are_those_of_jobs_done_here(
+    sample: Any, http: TestClient, engine: Engine, settings: Settings
+) -> None:
+    assert deepen(engine, settings).failed == 0
+    found = http.get("/estimate", params=asked(sample)).json()
+    assert found["seconds"] == round(3 + 0.01 * found["chunks"], 1)
+    # two jobs of 100 chunks took 26 s: 0.1 s each, beside 3 s for what each job takes
+    done = {"timed_jobs": 2, "timed_chunks": 200, "timed_milliseconds": 26_000}
+    with writing(engine) as connection:
+        rows = [{"name": name, "value": value} for name, value in done.items()]
+        connection.execute(insert(counters), rows)
+    again = http.get("/estimate", params=asked(sample)).json()
+    assert again["seconds"] == round(3 + 0.1 * found["chunks"], 1)
+
+
+def test_as_a_mode_of_the_process(sample: Any, http: TestClient, engine: Engine) -> None:
+    """The same answer, and no job."""
+    inputs = {"bbox": list(sample.mirror.aoi), "crs": "EPSG:3413", "mode": "estimate"}
+    path = "/processes/materialise/execution"
+    found = http.post(path, json={"inputs": inputs}).json()
+    assert found == {"estimate": {"value": http.get("/estimate", params=asked(sample)).json()}}
+    bare = http.post(path, json={"inputs": inputs, "response": "raw"}).json()
+    assert bare == found["estimate"]["value"]
+    assert http.get("/jobs").json()["jobs"] == []
+    mosaics = {**inputs, "collection": "velocity-mosaics"}
+    assert http.post(path, json={"inputs": mosaics}).status_code == 400

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,14 @@ def cube(engine: Engine) -> None:
 
 
 def submit(client: Client, **inputs: Any) -> dict[str, Any]:
-    body = {"inputs": {**INPUTS, **inputs}}
-    return client.post("/processes/materialise/execution", body, status=201)
+    answer = execute(client, {"inputs": {**INPUTS, **inputs}}, "respond-async")
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def execute(client: Client, body: Any, prefer: str = "") -> Any:
+    headers = {"Prefer": prefer} if prefer else {}
+    return client.http.post("/processes/materialise/execution", json=body, headers=headers)
 
 
 def finish(engine: Engine, id: str, subset: str) -> None:
@@ -127,7 +135,8 @@ class TestDescriptions:
         answer = client.get("/processes")
         schemas.check("processList", answer)
         assert [each["id"] for each in answer["processes"]] == ["materialise", "echo"]
-        assert answer["processes"][0]["jobControlOptions"] == ["async-execute", "dismiss"]
+        options = ["sync-execute", "async-execute", "dismiss"]
+        assert answer["processes"][0]["jobControlOptions"] == options
 
     @pytest.mark.parametrize("id", ["materialise", "echo"])
     def test_description(self, client: Client, schemas: Schemas, id: str) -> None:
@@ -141,6 +150,7 @@ class TestDescriptions:
     def test_inputs_are_those_of_a_request(self, client: Client) -> None:
         inputs = client.get("/processes/materialise")["inputs"]
         assert {"bbox", "geometry", "crs", "datetime", "composite", "strain"} <= set(inputs)
+        assert inputs["mode"]["schema"]["enum"] == ["materialise", "estimate"]
         assert inputs["bbox"]["minOccurs"] == 0
         assert inputs["bbox"]["schema"]["minItems"] == 4
         assert inputs["bbox"]["schema"]["nullable"] is True
@@ -236,6 +246,33 @@ class TestMaterialise:
         assert name in problem["detail"]
         assert client.get("/jobs")["jobs"] == []
 
+    @pytest.mark.parametrize(
+        ("body", "told"),
+        [
+            ({"inputs": {**INPUTS, "mode": "guess"}}, "mode"),
+            ({"inputs": INPUTS, "outputs": {"picture": {}}}, "'picture' is not one of"),
+            ({"inputs": INPUTS, "outputs": {"item": {"transmissionMode": "post"}}}, "outputs"),
+            (
+                {
+                    "inputs": {**INPUTS, "mode": "estimate"},
+                    "outputs": {"estimate": {"transmissionMode": "reference"}},
+                },
+                "by value only",
+            ),
+        ],
+    )
+    def test_refused_forms(self, client: Client, body: Any, told: str) -> None:
+        path = "/processes/materialise/execution"
+        assert told in client.problem("POST", path, 400, json=body)["detail"]
+        assert client.get("/jobs")["jobs"] == []
+
+    def test_what_the_catalog_has_not_read_is_a_job(self, client: Client) -> None:
+        """How small it is, is not known: whoever waits gets a job at once."""
+        for prefer in ("", "respond-sync", "wait=30"):
+            answer = execute(client, {"inputs": INPUTS}, prefer)
+            assert answer.status_code == 201
+            assert answer.headers["preference-applied"] == "respond-async"
+
     def test_nan_is_refused(self, client: Client) -> None:
         raw = b'{"inputs":{"bbox":[NaN,0,1,1]}}'
         options = {"content": raw, "headers": {"Content-Type": "application/json"}}
@@ -296,6 +333,54 @@ class TestJobs:
         (settings.cache_dir / "subsets" / "subset-1" / "g1").mkdir(parents=True)
         again = submit(client)
         assert (again["status"], rels(again)["item"]) == ("successful", href)
+
+    def test_forms_of_results(
+        self, client: Client, engine: Engine, settings: Settings, schemas: Schemas
+    ) -> None:
+        """What is stored already is answered at once, in each way the standard has."""
+        id = submit(client)["jobID"]
+        finish(engine, id, "subset-1")
+        (settings.cache_dir / "subsets" / "subset-1" / "g1").mkdir(parents=True)
+        item = client.get("/collections/subsets/items/subset-1")
+        href = "http://testserver/collections/subsets/items/subset-1"
+        link = {"rel": "item", "type": "application/geo+json", "href": href}
+        value = {"mediaType": "application/geo+json", "value": item}
+
+        def asked(response: str = "document", **modes: str) -> Any:
+            outputs = {name: {"transmissionMode": mode} for name, mode in modes.items()}
+            body = {"inputs": INPUTS, "outputs": outputs, "response": response}
+            return execute(client, body, "respond-sync")
+
+        answer = asked()
+        assert answer.status_code == 200
+        assert answer.json() == {"subset": link, "item": value}
+        assert answer.headers["preference-applied"] == "respond-sync"
+        monitor = answer.headers["link"]
+        assert monitor.startswith("<http://testserver/jobs/")
+        assert 'rel="monitor"' in monitor
+        for modes, document in [
+            ({"item": "value"}, {"item": value}),
+            ({"item": "reference"}, {"item": link}),
+            ({"subset": "value"}, {"subset": href}),
+            ({"subset": "value", "item": "reference"}, {"subset": href, "item": link}),
+        ]:
+            answer = asked(**modes)
+            schemas.check("results", answer.json())
+            assert answer.json() == document
+        bare = asked("raw", item="value")
+        assert bare.json() == item
+        assert bare.headers["content-type"] == "application/geo+json"
+        assert asked("raw", subset="value").json() == href
+        linked = asked("raw", item="reference")
+        assert (linked.status_code, linked.content) == (204, b"")
+        assert f'<{href}>; rel="item"' in linked.headers["link"]
+        parts = asked("raw", subset="reference", item="value")
+        kind = parts.headers["content-type"]
+        assert kind.startswith("multipart/related")
+        message = message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + parts.content)
+        subset, whole = message.get_payload()
+        assert (subset["Content-ID"], subset["Content-Location"]) == ("<subset>", href)
+        assert (whole["Content-ID"], json.loads(whole.get_payload())) == ("<item>", item)
 
     def test_dismiss(self, client: Client, schemas: Schemas) -> None:
         id = submit(client)["jobID"]

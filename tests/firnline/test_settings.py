@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, str, Any]] = {
     "API_KEYS_REQUIRED": ("api_keys_required", "false", False),
     "ANONYMOUS_SCOPES": ("anonymous_scopes", "read", ("read",)),
     "CORS_ORIGINS": ("cors_origins", "https://a.example", ("https://a.example",)),
+    "SYNC_BYTES": ("sync_bytes", "1GB", 1_000_000_000),
     "MAX_JOB_BYTES": ("max_job_bytes", "50GB", 50_000_000_000),
     "MAX_AOI_KM2": ("max_aoi_km2", "2500.5", 2500.5),
     "RATE_LIMIT": ("rate_limit", "100/minute", "100/minute"),
