@@ -129,7 +129,8 @@ class Busy:
     def _jobs(self, n: int) -> None:
         chance = random.Random(n)
         left, bottom, right, top = self._aoi
-        with httpx.Client(base_url=self._url, timeout=60.0) as http:
+        prefer = {"Prefer": "respond-async"}
+        with httpx.Client(base_url=self._url, timeout=60.0, headers=prefer) as http:
             while not self._stop.is_set():
                 # never the same area twice, or it would be answered from the cache
                 west = left + chance.uniform(0, (right - left) / 3)

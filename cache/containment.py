@@ -223,6 +223,8 @@ class StoredTiles:
     Use as a context manager.
     """
 
+    bytes_left = 0  # to be downloaded
+
     def __init__(self, plan: Plan, container: Container) -> None:
         self.counts = Counts()
         self._plan, self._container = plan, container

@@ -143,6 +143,7 @@ class Fetcher:
         self._sizes: dict[tuple[int, str], int] = {}
         self._kept_bytes = 0
         self._uses = plan.uses_of(tiles)
+        self._all_uses = sum(self._uses.values())
         self._crossing = Crossing(plan)
         self._readers = [
             ChunkReader(cube.source, version=cube.layout.etag, keeper=keeper, counter=self.counts)
@@ -161,6 +162,13 @@ class Fetcher:
         self._requests.shutdown(wait=False, cancel_futures=True)
         self._confirmers.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def bytes_left(self) -> int:
+        """About as many are still to be downloaded, by what chunks took so far."""
+        left = sum(self._uses.values())
+        asked = self._all_uses - left
+        return self.counts.bytes * left // asked if asked else 0
 
     @property
     def processors(self) -> ThreadPoolExecutor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime
@@ -45,6 +45,9 @@ from firnline.source import Source
 # moment an attempt dies at, the next one finds what it needs.
 _PLAN, _SUBSET = "plan.json", "subset"
 _BEGINNINGS = 3
+
+Done = tuple[Tile, dict[str, int], float]
+"""A finished tile, what was counted for it, and how many bytes are left to download for others."""
 
 
 class Pulse(Protocol):
@@ -246,35 +249,25 @@ def _run_tiles(
     todo = [tile for tile in plan.tiles if tile.index not in done]
     manifests = list(done.values())
 
-    def tell(tiles: float, read: int) -> None:
+    def tell(tiles: float, bytes_left: float) -> None:
         share = tiles / len(plan.tiles)
-        pulse.say(round(90 * share), f"{int(tiles)} of {len(plan.tiles)} tiles{_left(read, share)}")
+        left = f", about {bytes_left / 1e6:,.1f} MB left to download" if bytes_left else ""
+        pulse.say(round(90 * share), f"{int(tiles)} of {len(plan.tiles)} tiles{left}")
 
     # what is read from another subset is on this machine already
     elsewhere = tile_executor(settings) if container is None else nullcontext()
     with elsewhere as executor:
         run = (
-            _here(settings, plan, todo, work, not done, pulse, container, tell, done)
+            _here(settings, plan, todo, work, not done, pulse, container, tell, len(done))
             if executor is None
             else _by(executor, settings, plan, todo, work, not done, pulse)
         )
         with closing(run):
-            for tile, manifest in run:
+            for tile, manifest, left in run:
                 jobs.checkpoint(engine, job, tile.index, manifest)
                 manifests.append(manifest)
-                tell(len(manifests), _bytes(manifests))
+                tell(len(manifests), left)
     return Counts.total(manifests)
-
-
-def _bytes(manifests: Iterable[Mapping[str, int]]) -> int:
-    """That were downloaded for some tiles."""
-    return sum(manifest["bytes"] for manifest in manifests)
-
-
-def _left(read: int, share: float) -> str:
-    """What is left to download, judged by the bytes that a share of the tiles took."""
-    left = read * (1 - share) / share
-    return f", about {left / 1e6:,.1f} MB left to download" if left else ""
 
 
 def _here(
@@ -285,10 +278,10 @@ def _here(
     new: bool,
     pulse: Pulse,
     container: Container | None,
-    tell: Callable[[float, int], None],
-    done: Mapping[int, Mapping[str, int]],
-) -> Generator[tuple[Tile, dict[str, int]], None, None]:
-    """Do tiles in this process, by one pipeline; each that is finished, and its counts."""
+    tell: Callable[[float, float], None],
+    done: int,
+) -> Generator[Done, None, None]:
+    """Do tiles in this process, by one pipeline; each with its counts, and what is left (bytes)."""
     variables = plan.request.variables
     fetcher = (
         StoredTiles(plan, container)
@@ -306,14 +299,13 @@ def _here(
         created = creator.submit(_create, plan, work) if new else None
         writer = TileWriter(plan, work, fetcher.processors)
         order = list(in_order(plan, todo))
-        before = _bytes(done.values())
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
             if writer.write(tile, variable, values):
                 if created is not None:
                     created.result()  # a tile that is finished is one of a store that is there
-                yield tile, fetcher.counts.since_last()
+                yield tile, fetcher.counts.since_last(), fetcher.bytes_left
             else:
-                tell(len(done) + (n + 1) / len(variables), before + fetcher.counts.bytes)
+                tell(done + (n + 1) / len(variables), fetcher.bytes_left)
 
 
 def _by(
@@ -324,8 +316,8 @@ def _by(
     work: Path,
     new: bool,
     pulse: Pulse,
-) -> Generator[tuple[Tile, dict[str, int]], None, None]:
-    """Have an executor do tiles, each by itself; as they are finished, with their counts."""
+) -> Generator[Done, None, None]:
+    """Have an executor do tiles, each by itself; as finished, with counts and bytes left."""
     if new:
         _create(plan, work)
     file = put_plan(work.parent, plan)
@@ -344,12 +336,15 @@ def _by(
         ): tile
         for tile in todo
     }
+    read = 0
     try:
         while pending:
             ended, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             pulse.check()
             for future in ended:
-                yield pending.pop(future), future.result()
+                tile, counts = pending.pop(future), future.result()
+                read += counts["bytes"]
+                yield tile, counts, read / (len(todo) - len(pending)) * len(pending)
     finally:
         for future in pending:
             future.cancel()

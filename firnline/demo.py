@@ -159,7 +159,11 @@ def _materialise(url: str, mirror: Mirror, shown: Shown) -> tuple[dict[str, Any]
     }
     began = time.perf_counter()
     with httpx.Client(timeout=30) as client:
-        answer = client.post(f"{url}/processes/materialise/execution", json={"inputs": inputs})
+        answer = client.post(
+            f"{url}/processes/materialise/execution",
+            json={"inputs": inputs},
+            headers={"Prefer": "respond-async"},
+        )
         answer.raise_for_status()
         job = answer.json()
         while job["status"] in ("accepted", "running"):

@@ -144,7 +144,8 @@ def test_jobs_are_those_of_their_key(
     def ask(west: float, text: str) -> Any:
         inputs = {"bbox": [west, 0, west + 1000, 1000], "crs": "EPSG:3413"}
         path = "/processes/materialise/execution"
-        return client.post(path, json={"inputs": inputs}, headers=bearer(text))
+        headers = {**bearer(text), "Prefer": "respond-async"}
+        return client.post(path, json={"inputs": inputs}, headers=headers)
 
     first = ask(0, owner_text)
     assert first.status_code == 201, first.text

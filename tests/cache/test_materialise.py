@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from firnline.cache.request import Request
 from firnline.database import get_item, reading
 from firnline.indexer.mirror import Fault, Faults
 from firnline.settings import Settings
+from firnline.tables import counters
 
 VARIABLES = ("v", "v_error", "vx", "vy")
 
@@ -586,3 +588,30 @@ def test_a_subset_whose_files_are_gone_is_made_again(
     done = worker.finish(engine, settings, job)
     assert (done.status, done.subset) == ("successful", item["id"])
     assert (subset_folder(engine, settings, item["id"]) / "pairs.zarr").is_dir()
+
+
+def test_progress_tells_what_is_left(sample: Any, engine: Engine, settings: Settings) -> None:
+    """Bytes beside tiles: about those that then came. What was done is timed for estimates."""
+    tiled = settings.model_copy(update={"memory_limit": 1, "concurrency": 1})
+    inputs = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "composite": None, "strain": False}
+    told: list[tuple[int, str]] = []
+    job = jobs.submit(engine, Request.parse(inputs, settings))
+    job = worker.finish(engine, tiled, job, shown=lambda *state: told.append(state))
+    assert job.status == "successful"
+    with reading(engine) as connection:
+        done = {row.name: row.value for row in connection.execute(counters.select())}
+    form = re.compile(r"(\d+) of (\d+) tiles, about ([\d,.]+) MB left to download")
+    found = [match for _, text in told if (match := form.fullmatch(text))]
+    assert len(found) > 10
+    left = [float(match[3].replace(",", "")) * 1e6 for match in found]
+    assert done["bytes"] / 2 < left[0] < 2 * done["bytes"]  # nearly all of it
+    third = len(left) // 3
+    assert sum(left[-third:]) < sum(left[third:-third]) < sum(left[:third])
+    assert left[-1] < done["bytes"] / 4
+    last = next(text for progress, text in told if progress == 90)
+    assert last == f"{found[0][2]} of {found[0][2]} tiles"  # none left, none told
+    assert (done["timed_jobs"], done["timed_chunks"]) == (1, done["chunks"])
+    assert job.started is not None
+    assert job.finished is not None
+    taken = (job.finished - job.started).total_seconds() * 1000
+    assert done["timed_milliseconds"] == pytest.approx(taken, abs=200)

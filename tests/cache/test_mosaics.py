@@ -291,7 +291,8 @@ def test_through_the_shell_and_the_process(
     assert done["status"] == "successful"
     with TestClient(create_app(settings, engine), base_url="http://127.0.0.1") as client:
         inputs = {**MOSAICS, "bbox": list(made.aoi), "strain": False}
-        reply = client.post("/processes/materialise/execution", json={"inputs": inputs})
+        asked = {"json": {"inputs": inputs}, "headers": {"Prefer": "respond-async"}}
+        reply = client.post("/processes/materialise/execution", **asked)
         assert reply.status_code == 201
         assert reply.json()["status"] == "successful"  # from the cache
         item = client.get(f"/jobs/{reply.json()['jobID']}/results").json()["item"]["value"]

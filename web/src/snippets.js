@@ -22,7 +22,7 @@ ${Object.entries(asked(item))
 or Layer > Add Layer > Add Raster Layer, protocol HTTP(S):
     /vsicurl/${local((item.assets.cog_v ?? item.assets.zarr).href)}`,
   curl: (item) => `curl -X POST ${url("processes/materialise/execution")} \\
-  -H 'Content-Type: application/json' \\
+  -H 'Content-Type: application/json' -H 'Prefer: respond-async' \\
   -d '${JSON.stringify({ inputs: asked(item) }).replaceAll("'", "'\\''")}'`,
 };
 
