@@ -50,7 +50,8 @@ class Settings(BaseSettings):
     )
     allowed_sources: Words = Field(
         ITS_LIVE,
-        description="URL roots that may be read, comma-separated (https://, s3:// or file:///).",
+        description="URL roots that may be read, comma-separated (https://, s3:// or file:///); "
+        "private://HOST lets the name of a host lead to a private address.",
     )
     signed_sources: Words = Field(
         (),

@@ -2,7 +2,8 @@
 
 What fails in passing (429 and 5xx, timeouts, resets, a body cut short) is asked again after a wait
 that doubles, with jitter. Where a server says ``Retry-After``, nothing is asked of that host before
-then, by any thread. Redirects are followed to allowed places only.
+then, by any thread. Redirects are followed to allowed places only, and no name is followed to a
+private address, see :mod:`firnline.connections`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, SSLError
 
 from firnline.allowed import check_allowed
+from firnline.connections import PublicPoolManager, may_be_private
 from firnline.errors import (
     SourceCorruptError,
     SourceNotAllowedError,
@@ -87,7 +89,8 @@ def ask(
         Not checked: that is the caller's. Its query is kept out of messages, since it may be a
         signature.
     allowed
-        Where redirects may lead to, see :func:`firnline.allowed.is_below`.
+        Where redirects may lead to, see :func:`firnline.allowed.is_below`, and which hosts may be
+        on a private network.
     largest
         Bytes of the body.
 
@@ -128,7 +131,7 @@ def _follow(
     for _ in range(_REDIRECTS + 1):
         _await_turn(url)
         try:
-            answer = _once(method, url, headers, largest)
+            answer = _once(method, url, allowed, headers, largest)
         except HTTPError as error:
             if isinstance(error, SSLError) and isinstance(
                 error.args[0], ssl.SSLCertVerificationError
@@ -159,11 +162,14 @@ def _follow(
     raise SourceRefusedError("too many redirects")
 
 
-def _once(method: str, url: str, headers: dict[str, str], largest: int) -> Answer:
+def _once(
+    method: str, url: str, allowed: Sequence[str], headers: dict[str, str], largest: int
+) -> Answer:
     parts = urlsplit(url)
     proxy = _proxy(parts.scheme, parts.netloc)
     tls = parts.scheme == "https" or (proxy or "").startswith("https")
-    response = _connections(proxy, os.getpid(), tls).urlopen(
+    anywhere = may_be_private(parts.hostname or "", allowed)
+    response = _connections(proxy, os.getpid(), tls, anywhere).urlopen(
         method,
         url,
         headers={"User-Agent": f"firnline/{__version__}", **headers},
@@ -203,15 +209,19 @@ def _body(response: urllib3.BaseHTTPResponse, largest: int, *, strict: bool) -> 
 
 
 @functools.lru_cache(maxsize=8)
-def _connections(proxy: str | None, process: int, tls: bool) -> urllib3.PoolManager:
-    """The connections of a process, which must not go over to one that's forked from it."""
+def _connections(proxy: str | None, process: int, tls: bool, anywhere: bool) -> urllib3.PoolManager:
+    """The connections of a process, which must not go over to one that's forked from it.
+
+    Of a proxy the names are its own to resolve; else only public addresses, but `anywhere`.
+    """
     context = None
     if tls:
         context = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE's
         context.load_verify_locations(certifi.where())  # some systems have none
     if proxy is not None:
         return urllib3.ProxyManager(proxy, maxsize=_CONNECTIONS, ssl_context=context)
-    return urllib3.PoolManager(maxsize=_CONNECTIONS, ssl_context=context)
+    manager = urllib3.PoolManager if anywhere else PublicPoolManager
+    return manager(maxsize=_CONNECTIONS, ssl_context=context)
 
 
 @functools.lru_cache(maxsize=256)

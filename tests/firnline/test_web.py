@@ -197,7 +197,7 @@ class TestBodies:
         server.faults = Scripted(*[Fault("status", status=status) for status in (500, 503, 429)])
         for _ in range(20):
             assert get(server) == BODY
-        pool = web._connections(None, os.getpid(), False).connection_from_url(server.url)
+        pool = web._connections(None, os.getpid(), False, True).connection_from_url(server.url)
         assert pool.num_connections == 1
         assert pool.num_requests == 23
 
