@@ -162,7 +162,8 @@ class ChunkReader:
         path, first = array.locate(indices[0])
         if first is None:
             with self._alone(path):
-                whole = self._current(path, lambda etag: self.source.get_changed(path, etag), again)
+                get = functools.partial(self.source.get_changed, path, largest=array.largest)
+                whole = self._current(path, get, again)
             return [None if whole is None else whole.data]
         for attempt in range(_TRIES):
             # an index that a shard is not of any more is not taken from the keeper either

@@ -13,7 +13,6 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import ceil, prod
 from typing import Any
 
@@ -25,10 +24,15 @@ from numcodecs.registry import get_codec
 
 from firnline.errors import SourceCorruptError, SourceMissingError
 from firnline.source import Blob, Source
+from firnline.unpacking import unpacked
 
 blosc2.set_releasegil(True)  # chunks are decoded in threads
 
 _LARGEST_CHUNK = 2 << 30
+_LARGEST_ARRAY = 8 << 30  # bytes of one that is not three-dimensional: those are read whole
+_LARGEST_METADATA = 64 << 20  # bytes: a hundred times ITS_LIVE's
+_LONGEST_TEXT = 8192  # bytes of one of variable length, on average
+_LONGEST = 10_000_000  # pairs, or pixels along a side
 _LATER = "/timeseries/"
 """Part of the addresses of ITS_LIVE's cubes from version 2.2 on, which are Zarr v3."""
 _MOST_CHUNKS = 10_000_000
@@ -72,9 +76,12 @@ class Array:
     shards: Shards | None = None
     checked: bool = False
 
-    @cached_property
-    def _codec(self) -> Any:
-        return None if self.compressor is None else get_codec(dict(self.compressor))
+    @property
+    def largest(self) -> int:
+        """Most bytes that a chunk may take, packed."""
+        if self.dtype.kind == "O":
+            return _LARGEST_CHUNK
+        return prod(self.chunks) * self.dtype.itemsize * 5 // 4 + 65_536  # what can't be packed
 
     @property
     def missing(self) -> Any:
@@ -149,18 +156,29 @@ class Array:
             view = unchecked(view, f"a chunk of {self.name}")
         try:
             if self.dtype.kind == "O":
-                text = view if self._codec is None else self._codec.decode(view)
-                return np.asarray(VLenUTF8().decode(text)).reshape(self.chunks)
+                return self._decode_texts(view)
             if self.compressor is not None and self.compressor.get("id") == "blosc":
                 return self._decode_blosc(view, out)
             # not into `out`: these codecs don't tell when it isn't filled
-            raw = view if self._codec is None else self._codec.decode(view)
+            raw = self._unpacked(view, prod(self.chunks) * self.dtype.itemsize)
             return np.frombuffer(raw, dtype=self.dtype).reshape(self.chunks)
         except SourceCorruptError:
             raise
         except Exception as error:  # noqa: BLE001  each codec has errors of its own
             reason = str(error) or type(error).__name__
             raise SourceCorruptError(f"a chunk of {self.name} does not decode: {reason}") from None
+
+    def _unpacked(self, view: memoryview, largest: int) -> memoryview | bytes:
+        if self.compressor is None:
+            return view
+        return unpacked(self.compressor["id"], view, largest)
+
+    def _decode_texts(self, view: memoryview) -> np.ndarray[Any, np.dtype[Any]]:
+        count = prod(self.chunks)
+        text = self._unpacked(view, min(count * _LONGEST_TEXT, _LARGEST_CHUNK))
+        if int.from_bytes(text[:4], "little") != count:  # for which room is made
+            raise ValueError(f"it does not hold {count} texts")
+        return np.asarray(VLenUTF8().decode(text)).reshape(self.chunks)
 
     def _decode_blosc(
         self, view: memoryview, out: np.ndarray[Any, np.dtype[Any]] | None
@@ -299,10 +317,10 @@ def read_metadata(source: Source, etag: str | None = None) -> Blob | None:
     if _LATER in source.url:
         names.reverse()
     try:
-        return source.get_changed(names[0], etag)
+        return source.get_changed(names[0], etag, largest=_LARGEST_METADATA)
     except SourceMissingError:
         try:
-            return source.get_changed(names[1], etag)
+            return source.get_changed(names[1], etag, largest=_LARGEST_METADATA)
         except SourceMissingError:
             raise SourceMissingError(
                 f"{source.url} does not exist, or has no consolidated metadata"
@@ -461,7 +479,8 @@ def _check_array(array: Array) -> None:
     name = array.name
     if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name:
         raise ValueError(f"{name!r} is no name of an array")
-    _ = array._codec  # its parameters may be nonsense as well
+    if array.compressor is not None:
+        get_codec(dict(array.compressor))  # its parameters may be nonsense as well
     if array.separator not in (".", "/"):
         raise ValueError(f"{name}: {array.separator!r} separates no chunk keys")
     if not all(isinstance(dim, str) for dim in array.dims):
@@ -474,6 +493,8 @@ def _check_array(array: Array) -> None:
         raise ValueError(f"{name}: a chunk of {array.chunks} is beyond {_LARGEST_CHUNK} bytes")
     if prod(array.chunk_counts) > _MOST_CHUNKS:
         raise ValueError(f"{name}: {array.shape} in chunks of {array.chunks} is beyond belief")
+    if len(array.dims) < 3 and prod(array.shape) * array.dtype.itemsize > _LARGEST_ARRAY:
+        raise ValueError(f"{name}: {array.shape} is beyond {_LARGEST_ARRAY} bytes")
 
 
 def _dtype(name: object) -> np.dtype[Any]:
@@ -486,6 +507,9 @@ def _dtype(name: object) -> np.dtype[Any]:
 def _check(cube: Cube) -> None:
     """Every array must agree with the coordinates on the length of its dimensions."""
     sizes = {name: cube.arrays[name].shape[0] for name in (cube.time, "y", "x")}
+    for name, size in sizes.items():
+        if size > _LONGEST:
+            raise ValueError(f"{name} is {size} long, which is beyond belief")
     for array in cube.arrays.values():
         for dim, size in zip(array.dims, array.shape, strict=True):
             if size != sizes.get(dim, size):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _REGION = "us-west-2"  # of ITS_LIVE's bucket
+_LARGEST = 4 << 30  # bytes of an object, where no one knows better
 _TRIES = 3  # to read a window, of which a server or a proxy may give less
 _SIGNED_FOR = timedelta(hours=1)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -56,8 +57,13 @@ class _Window:
 
 
 class _Transport(Protocol):
-    def get(self, path: str, unless: str | None, window: _Window | None) -> Blob | None:
-        """Read an object or a window of it; None where it still has the ETag `unless`."""
+    def get(
+        self, path: str, unless: str | None, window: _Window | None, largest: int
+    ) -> Blob | None:
+        """Read an object or a window of it; None where it still has the ETag `unless`.
+
+        An object of more than `largest` bytes is corrupt; one of one's own is not looked at so.
+        """
 
 
 class Source:
@@ -130,12 +136,13 @@ class Source:
         assert blob is not None
         return blob
 
-    def get_changed(self, path: str, etag: str | None) -> Blob | None:
+    def get_changed(self, path: str, etag: str | None, *, largest: int = _LARGEST) -> Blob | None:
         """Read one object unless it is still the one with this ETag; None where it is.
 
-        One request either way (If-None-Match). Raises as :meth:`get`.
+        One request either way (If-None-Match). Raises as :meth:`get`, and SourceCorruptError where
+        it has more than `largest` bytes.
         """
-        return self._get(path, etag)
+        return self._get(path, etag, largest=largest)
 
     def get_range(self, path: str, start: int, length: int) -> Blob:
         """Read `length` bytes of an object from byte `start` on.
@@ -174,12 +181,13 @@ class Source:
         window: _Window | None = None,
         *,
         shorter: bool = False,
+        largest: int = _LARGEST,
     ) -> Blob | None:
         if any(part in ("", ".", "..") for part in path.split("/")) or not path.isprintable():
             raise SourceCorruptError(f"{self.url}: {path[:200]!r} names no object")
         for _ in range(_TRIES):
             try:
-                blob = self._transport.get(path, unless, window)
+                blob = self._transport.get(path, unless, window, largest)
             except FileNotFoundError:
                 raise SourceMissingError(f"{self.url}/{path} does not exist") from None
             if blob is None or window is None or shorter or _size(blob) == window.length:
@@ -197,7 +205,9 @@ class _Web:
     def _address(self, path: str) -> str:
         return f"{self._url}/{quote(path)}"
 
-    def get(self, path: str, unless: str | None, window: _Window | None) -> Blob | None:
+    def get(
+        self, path: str, unless: str | None, window: _Window | None, largest: int
+    ) -> Blob | None:
         headers: dict[str, str] = {}
         if unless is not None:
             headers["If-None-Match"] = unless
@@ -206,8 +216,9 @@ class _Web:
             if first is not None:
                 last += first - 1
             headers["Range"] = f"bytes={'' if first is None else first}-{last}"
+            largest = window.length
         url = self._address(path)
-        answer = web.ask("GET", url, allowed=self._allowed, headers=headers)
+        answer = web.ask("GET", url, allowed=self._allowed, headers=headers, largest=largest)
         if answer.status == 404:
             raise FileNotFoundError
         etag = answer.headers.get("etag")
@@ -261,7 +272,9 @@ class _Files:
         except BaseError:  # of all stores this one looks whether its root is there
             raise SourceMissingError(f"{url} does not exist") from None
 
-    def get(self, path: str, unless: str | None, window: _Window | None) -> Blob | None:
+    def get(
+        self, path: str, unless: str | None, window: _Window | None, largest: int
+    ) -> Blob | None:
         options: Any = {} if unless is None else {"if_none_match": unless}
         if window is not None and window.start is None:
             options["range"] = {"suffix": window.length}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
@@ -173,6 +173,40 @@ def test_the_canonical_form_is_its_own(asked: dict[str, Any]) -> None:
     again = Request.parse(json.loads(json.dumps(request.to_inputs())), SETTINGS)
     assert again.key == request.key
     assert again.to_inputs() == request.to_inputs()
+
+
+_ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "EPSG:3413", "P1Y", "P999999999999Y", "all", "../..", "0000", "Polygon"])
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["type", "coordinates", "method", "length_scale", "a"]), inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=15,
+)  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([*Request.model_fields, "colour"]), _ANY, max_size=4),
+    st.booleans(),
+)
+def test_nonsense_is_bad_input(asked: dict[str, Any], good: bool) -> None:
+    """Whatever is sent: a request that is its own canonical form, or one line that says why not."""
+    base = {"bbox": [-50, 69, -49.8, 69.2]} if good else {}
+    try:
+        request = Request.parse({**base, **asked}, SETTINGS)
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    assert Request.parse(request.to_inputs(), SETTINGS).key == request.key
 
 
 def test_equal_requests_have_one_key() -> None:

@@ -33,7 +33,7 @@ class FromMemory:
     def __init__(self, document: bytes) -> None:
         self.document = document
 
-    def get_changed(self, path: str, etag: str | None) -> Blob:
+    def get_changed(self, path: str, etag: str | None, *, largest: int) -> Blob:
         assert (path, etag) == (".zmetadata", None)
         return Blob(self.document, '"etag"')
 

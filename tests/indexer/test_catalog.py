@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,28 @@ def test_every_feature_is_accounted_for(features: list[Any]) -> None:
 def test_anything_else_is_a_catalog_error(data: bytes) -> None:
     with pytest.raises(CatalogError):
         read_catalog(data)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    at=st.floats(0, 1, exclude_max=True),
+    put=st.binary(max_size=12)
+    | st.sampled_from([b"[" * 50_000, b'{"a":' * 50_000, b"9" * 5000, b"1e999", b"-0", b"\\ud800"]),
+    cut=st.booleans(),
+)
+def test_damaged_bytes(at: float, put: bytes, cut: bool) -> None:
+    """Truncated, overwritten, nested without end: a catalog with its failures, or one error."""
+    raw = catalog(good(), good())
+    place = int(at * len(raw))
+    damaged = raw[:place] + put + (b"" if cut else raw[place + len(put) :])
+    tracemalloc.start()
+    try:
+        records, failures = read_catalog(damaged)
+        assert len(records) + len(failures) <= 2
+        assert all(record.footprint.is_valid for record in records)
+    except CatalogError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 16 << 20
