@@ -17,29 +17,8 @@ rounded (see ``firnline.cache.weighted``); its *dispersion* is 1.4826 times the 
 absolute deviation. ``mean``: ``sum w v / sum w``, and the weighted standard deviation. The speed
 comes from vx and vy: the mean of speeds is biased by noise.
 
-*Error.* With ``n = (sum w)^2 / sum w^2`` effective pairs, stated errors give the median a variance
-(its efficiency against the mean is 2/pi, and 1 for a single pair)::
-
-    stated^2 = (pi/2 - (pi/2 - 1) / n) / n * s0^2,            s0 = sum w / sum(w / sigma)
-
-But the ice itself changes within a period, and stated errors may be too small. The variance tau^2
-that they leave unexplained is the excess of the weighted sum of squares over its expectation
-(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2), from its standard deviation on. A few
-pairs tell it badly: it is blended with that of the pixel's other periods (their upper third, at
-the weight of three pairs). Such a scatter is not normal; of a season's sine, whose values crowd at
-the ends, a median is a poor measure. So in the share of tau^2 in all variance, the error is taken
-from the values themselves: from the distances to the quantiles at ``1/2 -+ 1 / (2 sqrt n)``
-(Woodruff 1952, doi:10.1080/01621459.1952.10483443), steadied by what a trend's scatter would give.
-The mean has ``sum w^2 sigma^2 / (sum w)^2 + tau^2 / n``.
-
-Two things do not become less with more pairs. Pairs that lie to one side of the period, as at the
-ends of a record, tell of that side: the slope of their values over their middles (weighted least
-squares), times the distance of their mean date from the period's middle. And the median of a skewed
-scatter, as of a season that long pairs cut the peaks off, is not its mean: their difference. The
-square of either counts as far as it is more than ``2 + 12 / n`` times the variance that chance
-alone gives it: ``s^2 / n`` over the variance of the dates, and ``(pi/2 - 1) s^2 / n``, with the
-weighted variance s^2 of the values. It is added twice: it is an offset and no noise, and an error
-of its very size would hold the truth half of the time.
+*Error.* What the pairs state, what their scatter tells beyond that, and what all of them together
+are off: see ``firnline.cache.composite_error``.
 
 ITS_LIVE states one error a pair, of noise that is partly common to neighbouring pixels and to
 pairs that share an image; these errors know nothing of that.
@@ -56,11 +35,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from firnline.cache.composite_error import (
+    Record,
+    aside,
+    even_weights,
+    scatter,
+    speed,
+    variances,
+)
 from firnline.cache.periods import Period, overlap
 from firnline.cache.weighted import Ordered
 from firnline.errors import InputError
 
-__all__ = ["CLIP", "SHORT_DAYS", "Composite", "Estimator", "composite", "speed"]
+__all__ = ["CLIP", "SHORT_DAYS", "Composite", "Estimator", "composite"]
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Single: TypeAlias = NDArray[np.float32]
@@ -77,11 +64,6 @@ SHORT_DAYS = 32.0
 
 _SIGMA_PER_MAD = np.float32(1.4826)  # of a normal distribution
 _ENOUGH_SHORT = 5
-_OTHERS = 3  # pairs: the weight of a pixel's other periods in tau^2
-_STEADY = 7  # pairs: the weight of a trend's scatter in the error from quantiles
-_CHANCE = 12  # pairs: with fewer, what looks like a slope or a skewed scatter mostly is none
-_LEAST_SPREAD = 1.0  # days^2: what float32 makes of pairs of one date
-_TREND = 3  # n times the variance of the median of n values of a uniform distribution of variance 1
 _BLOCK_VALUES = 2**19
 _BLOCK_WIDTH = 32  # pixels of int16 in a cache line: blocks are no narrower, if they can
 _EPOCH = np.datetime64("1970-01-01", "ns")
@@ -183,6 +165,8 @@ def composite(
     if max_displacement is not None:
         limit = _longest(vx, vy, end - start, max_displacement, missing)
     sigmas = [_usable(vx_error), _usable(vy_error)]
+    evens = [even_weights(sigma) for sigma, _ in sigmas]
+    records = [Record(vx.shape[1:]) for _ in "xy"]
     shape = (len(periods), *vx.shape[1:])
     floats: defaultdict[str, Single] = defaultdict(lambda: np.full(shape, np.nan, np.float32))
     counts = {name: np.zeros(shape, np.uint32) for name in ("count", "rejected", "too_long")}
@@ -202,15 +186,17 @@ def composite(
             if limit is not None:
                 short = there & ((end - start)[pairs] <= limit[rows, columns].reshape(-1, 1))
             components = [
-                _Component(values, short, share[pairs], sigma[pairs], stated)
-                for values, (sigma, stated) in zip((x, y), sigmas, strict=True)
+                _Component(values, short, share[pairs], sigma[pairs], even[pairs], stated)
+                for values, (sigma, stated), even in zip((x, y), sigmas, evens, strict=True)
             ]
-            found = _reduce(components, short, start[pairs], end[pairs], period, method, clip)
+            found, sums = _reduce(components, short, start[pairs], end[pairs], period, method, clip)
+            for record, of_pairs in zip(records, sums, strict=True):
+                record.add((rows, columns), of_pairs)
             found["too_long"] = _count(there) - _count(short)
             for name, pixels in found.items():
                 part = (counts[name] if name in counts else floats[name])[p, rows, columns]
                 part[...] = pixels.reshape(part.shape)
-    return _finished(floats, counts, method)
+    return _finished(floats, counts, records, method)
 
 
 def _reduce(
@@ -221,36 +207,46 @@ def _reduce(
     period: Period,
     method: Estimator,
     clip: float | None,
-) -> dict[str, Any]:
-    """What the pairs of a period make of some pixels: fields and terms by name, (pixel,) each."""
+) -> tuple[dict[str, Any], list[dict[str, Floats]]]:
+    """What the pairs of a period make of some pixels: fields and terms by name, (pixel,) each.
+
+    And, of either component, the sums for its record.
+    """
     use = there.copy()
     if clip is not None:
         for component in components:
             component.reject(use, clip)
     middles = (start + end) / 2
-    about = middles.mean()  # float32 is fine enough for the days from there
-    centre = float((period.mid - _EPOCH) / _DAY - about)
+    about = float((period.mid - _EPOCH) / _DAY)  # float32 is fine enough for the days from there
+    dates = (middles - about).astype(np.float32)
     found: dict[str, Any] = {
         "count": _count(use),
         "rejected": _count(there) - _count(use),
         "first_date": -_latest(use, -start),
         "last_date": _latest(use, end),
     }
+    records = []
     for name, component in zip(("vx", "vy"), components, strict=True):
-        estimate = component.estimate(use, (middles - about).astype(np.float32), centre, method)
+        estimate, sums = component.estimate(use, dates, method)
         found |= {f"{name}_{term}": pixels for term, pixels in estimate.items()}
-    found["mean_date"] = about + (found.pop("vx_date") + found.pop("vy_date")).astype("f8") / 2
-    return found
+        sums["t"] = sums["t"] + about
+        records.append(sums)
+    found["mean_date"] = about - (found["vx_off"] + found["vy_off"]).astype("f8") / 2
+    return found, records
 
 
 def _finished(
-    floats: Mapping[str, Single], counts: Mapping[str, NDArray[np.uint32]], method: Estimator
+    floats: Mapping[str, Single],
+    counts: Mapping[str, NDArray[np.uint32]],
+    records: list[Record],
+    method: Estimator,
 ) -> Composite:
     """Speed and errors, which need all periods of a pixel."""
-    terms = ("n", "stated", "own", "extra", "near", "aside")
+    terms = ("n", "stated", "own", "tau2", "freedom", "near", "aside", "off")
     vx, vy = floats["vx_value"], floats["vy_value"]
     x, y = (
-        _variances(method, *(floats[f"{name}_{term}"] for term in terms)) for name in ("vx", "vy")
+        variances(method, {term: floats[f"{name}_{term}"] for term in terms}, record)
+        for name, record in zip(("vx", "vy"), records, strict=True)
     )
     v, v_error = speed(vx, vy, x, y)
     return Composite(
@@ -279,10 +275,11 @@ class _Component:
         there: NDArray[np.bool_],
         share: Floats,
         sigma: Floats,
+        even: Floats,
         stated: bool,
     ) -> None:
         self._ordered, self._there = Ordered(values, there), there
-        self._share, self._sigma, self._stated = share, sigma, stated
+        self._share, self._sigma, self._even, self._stated = share, sigma, even, stated
 
     def reject(self, use: NDArray[np.bool_], clip: float) -> None:
         """Put the outliers out of use, in place."""
@@ -302,47 +299,37 @@ class _Component:
         use[pixel, ordered.origin[pixel, nth]] = False
 
     def estimate(
-        self, use: NDArray[np.bool_], dates: Floats, centre: float, method: Estimator
-    ) -> dict[str, Floats]:
-        """Value, dispersion, mean date and the terms of the error, ``(pixel,)`` each.
+        self, use: NDArray[np.bool_], dates: Floats, method: Estimator
+    ) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Value, dispersion and the terms of the error; what the record needs; (pixel,) each.
 
-        The terms: ``n``, effective pairs; ``stated``, variance of the value by stated errors;
-        ``own``, the variance of one pair by them; ``extra``, that which they don't explain, NaN
-        for a single pair; ``near``, variance of the median by the values around it; ``aside``,
-        twice the square of what all pairs together are off. `dates` are the middles of the pairs,
-        `centre` is that of the period, in days.
+        The terms are those of :func:`variances`. `dates` are the middles of the pairs, in days
+        from that of the period.
         """
         ordered, count = self._ordered, _count(use)
         w = self._share / self._sigma**2
         weights = ordered.weigh(use, w / w.max())  # any factor goes: float32 holds their squares
-        sigma = ordered.of(self._sigma)
         total, squares = ordered.total, _sum(weights, weights)
         middle = ordered.quantile(0.5)
-        off = ordered.values - middle[:, None]
+        off, days = ordered.values - middle[:, None], ordered.of(dates)
         first, second = _sum(weights, off), _sum(weights, off, off)
         with np.errstate(divide="ignore", invalid="ignore"):
-            n = total**2 / squares
-            about_mean = np.maximum(second - first**2 / total, 0)
-            own = noise = allowed = np.zeros_like(n)
+            n, skew, date = total**2 / squares, first / total, _sum(weights, days) / total
+            variance = np.maximum(second / total - skew**2, 0)
+            own: Floats = np.zeros_like(n)
+            noise = own
             if self._stated:
+                sigma = ordered.of(self._sigma)
                 own = (total / _sum(weights, ordered.of(1 / self._sigma))) ** 2
                 noise = _sum(weights, weights, sigma, sigma) / total
-                allowed = (_sum(weights, sigma, sigma) - noise) * (1 + np.sqrt(2 / (count - 1)))
-            extra = np.maximum(about_mean - allowed, 0) / (total - squares / total)
-            days = ordered.of(dates)
-            date, skew, scatter = _sum(weights, days) / total, first / total, about_mean / total
             spread = _sum(weights, days, days) / total - date**2
             slope = (_sum(weights, days, off) / total - date * skew) / spread
-            chance = (2 + _CHANCE / n) * scatter / n
-            aside = np.maximum(slope**2 - chance / spread, 0) * (centre - date) ** 2
-            out: dict[str, Floats] = {"date": date, "n": n, "own": own, "extra": extra}
-            aside = np.where(spread > _LEAST_SPREAD, aside, 0)
-            if method == "median":
-                aside += np.maximum(skew**2 - (np.pi / 2 - 1) * chance, 0)
-            out["aside"] = 2 * aside
+            out: dict[str, Floats] = {"n": n, "own": own, "off": -date}
+            of_median = skew if method == "median" else None
+            out["aside"] = aside(n, variance, spread, slope, -date, of_median)
             if method == "mean":
-                out["value"] = middle + first / total
-                out["dispersion"] = np.sqrt(about_mean / total)
+                out["value"] = middle + skew
+                out["dispersion"] = np.sqrt(variance)
                 out["stated"] = noise / total
                 out["near"] = np.zeros_like(n)
             else:
@@ -352,41 +339,33 @@ class _Component:
                 step = 0.5 / np.sqrt(n)
                 below, above = ordered.quantile(0.5 - step), ordered.quantile(0.5 + step)
                 out["near"] = ((above - middle) ** 2 + (middle - below) ** 2) / 2
-        for name in ("extra", "dispersion"):
-            out[name] = np.where(count > 1, out[name], np.nan)
-        return {name: np.where(count > 0, values, np.nan) for name, values in out.items()}
+        sums = self._sums(weights > 0, off, days)
+        out["tau2"], out["freedom"] = scatter(sums)
+        sums["y"] = sums["y"] + middle
+        out["dispersion"] = np.where(count > 1, out["dispersion"], np.nan)
+        return {name: np.where(count > 0, values, np.nan) for name, values in out.items()}, sums
 
-
-def _variances(
-    method: Estimator,
-    n: Floats,
-    stated: Floats,
-    own: Floats,
-    extra: Floats,
-    near: Floats,
-    aside: Floats,
-) -> Floats:
-    """Variance of the value by stated errors and by what they leave unexplained.
-
-    From the terms of :meth:`_Component.estimate`, all (period, y, x); the result has one more
-    dimension of two in front. Their sum is the square of the standard error.
-    """
-    known = np.count_nonzero(np.isfinite(extra), axis=0, keepdims=True)
-    rank = np.maximum(np.rint(0.7 * (known - 1)).astype(np.intp), 0)
-    ranked = np.take_along_axis(np.sort(extra, axis=0), rank, axis=0)  # NaN last
-    others = np.where(known > 0, ranked, np.float32(0))
-    tau2 = (n * np.where(np.isnan(extra), others, extra) + _OTHERS * others) / (n + _OTHERS)
-    # a variance known from few values: the error's distribution is Student's
-    wide = tau2 * (1 + 3 / (n + 3)) / n
-    parts = [stated, wide + aside]
-    if method == "median":
-        near = (n * near + _STEADY * (stated + _TREND * wide)) / (n + _STEADY)
+    def _sums(self, use: NDArray[np.bool_], off: Floats, days: Floats) -> dict[str, Floats]:
+        """What the scatter is told by, of weights that are less uneven: see `composite_error`."""
+        ordered = self._ordered
+        weights = np.where(use, ordered.of(self._share * self._even), 0)
+        total = weights.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = tau2 / (own + tau2)
-        parts = [(1 - share) * stated, share * near + aside]
-    variances = np.stack(parts).astype(np.float32)
-    variances[:, variances.sum(axis=0) == 0] = np.nan  # nothing is stated, or to be seen
-    return variances
+            t, y = _sum(weights, days) / total, _sum(weights, off) / total
+        days, off = days - t[:, None], off - y[:, None]
+        variance = ordered.of(self._sigma**2 if self._stated else np.zeros_like(self._sigma))
+        return {
+            "weight": total,
+            "squares": _sum(weights, weights),
+            "whole": _sum(weights, ordered.of(self._even)),
+            "noise": _sum(weights, variance),
+            "noise_squares": _sum(weights, weights, variance),
+            "t": t,
+            "y": y,
+            "tt": _sum(weights, days, days),
+            "ty": _sum(weights, days, off),
+            "yy": _sum(weights, off, off),
+        }
 
 
 def _longest(
@@ -464,34 +443,3 @@ def _check(vx: Any, vy: Any, vx_error: Any, vy_error: Any, date1: Any, date2: An
             raise InputError(
                 f"{name} {values.shape}: accepted is one for each of {vx.shape[0]} pairs"
             )
-
-
-def speed(
-    vx: Floats, vy: Floats, x_variances: Floats, y_variances: Floats
-) -> tuple[Floats, Floats]:
-    """Speed and its error from the components; the mean of speeds is biased by noise.
-
-    Parameters
-    ----------
-    vx, vy : ndarray
-        Components in m/year.
-    x_variances, y_variances : ndarray
-        Their variances, with one more dimension of two in front: by stated errors, which are
-        independent of each other, and beyond these. The latter is taken for a change of speed:
-        ice speeds up or slows down along its way, so that both components change together.
-
-    Returns
-    -------
-    v, v_error : ndarray
-        With the direction ``(c, s) = (vx, vy) / v``: ``sqrt(vx^2 + vy^2)`` and
-        ``sqrt(c^2 x0 + s^2 y0 + (|c| sqrt(x1) + |s| sqrt(y1))^2)`` in m/year, NaN where a
-        component is. Without motion the error is the root mean square of that over all
-        directions of a vector whose components are independent.
-    """
-    v = np.hypot(vx, vy)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        c, s = np.abs(vx) / v, np.abs(vy) / v
-    c, s = (np.where(v == 0, np.float32(np.sqrt(0.5)), part) for part in (c, s))
-    noise = c**2 * x_variances[0] + s**2 * y_variances[0]
-    change = (c * np.sqrt(x_variances[1]) + s * np.sqrt(y_variances[1])) ** 2
-    return v, np.sqrt(noise + change).astype(v.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tracemalloc
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from firnline.cache import composite as module
-from firnline.cache.composite import Composite, Estimator, composite, speed
+from firnline.cache.composite import Composite, Estimator, composite
+from firnline.cache.composite_error import speed
 from firnline.cache.periods import Period, periods
 from firnline.errors import InputError
 
@@ -70,7 +72,13 @@ def outliers(pairs: list[Pair]) -> list[bool]:
     ]
 
 
-def component(pairs: list[Pair], method: Estimator, centre: float) -> dict[str, float]:
+def excess(square: float, expected: float, freedom: float) -> float:
+    return max(0.0, square - expected * (1 + 2 / (max(freedom, 0) + 2)))
+
+
+def component(
+    pairs: list[Pair], method: Estimator, centre: float, level: float
+) -> dict[str, float]:
     values = [p[0] for p in pairs]
     w = [o / s**2 for _, s, o, _ in pairs]
     total = sum(w)
@@ -79,13 +87,16 @@ def component(pairs: list[Pair], method: Estimator, centre: float) -> dict[str, 
     squares = sum(x * (v - mean) ** 2 for x, v in zip(w, values, strict=True))
     noise = sum((x * s) ** 2 for x, (_, s, _, _) in zip(w, pairs, strict=True)) / total
     own = (total / sum(x / s for x, (_, s, _, _) in zip(w, pairs, strict=True))) ** 2
-    out = {"n": n, "own": own, "extra": math.nan, "dispersion": math.nan}
+    out = {"n": n, "own": own, "dispersion": math.nan, "tau2": 0.0, "freedom": 0.0}
     out["date"] = sum(x * p[3] for x, p in zip(w, pairs, strict=True)) / total
-    if len(pairs) > 1:
-        expected = sum(p[2] for p in pairs) - noise
-        allowed = expected * (1 + math.sqrt(2 / (len(pairs) - 1)))
-        spare = total - sum(x**2 for x in w) / total
-        out["extra"] = max(0, squares - allowed) / spare
+    even = [o / (s**2 + level) for _, s, o, _ in pairs]
+    a, aa = sum(even), sum(x**2 for x in even)
+    centre_a = sum(x * v for x, v in zip(even, values, strict=True)) / a
+    yy = sum(x * (v - centre_a) ** 2 for x, v in zip(even, values, strict=True))
+    if a**2 / aa - 1 > 0.01:
+        out["freedom"] = a**2 / aa - 1
+        stated = sum(x * (1 - x / a) * p[1] ** 2 for x, p in zip(even, pairs, strict=True))
+        out["tau2"] = excess(yy, stated, out["freedom"]) / (a - aa / a)
     chance = squares / total * (2 + 12 / n) / n
     days = [p[3] - out["date"] for p in pairs]
     spread = sum(x * d**2 for x, d in zip(w, days, strict=True)) / total
@@ -93,6 +104,7 @@ def component(pairs: list[Pair], method: Estimator, centre: float) -> dict[str, 
     if spread > 1:
         slope = sum(x * d * v for x, d, v in zip(w, days, values, strict=True)) / total / spread
         out["aside"] = 2 * max(0, slope**2 - chance / spread) * (centre - out["date"]) ** 2
+    out["off"] = centre - out["date"]
     if method == "mean":
         out |= {"value": mean, "stated": noise / total, "near": 0.0}
         if len(pairs) > 1:
@@ -110,22 +122,55 @@ def component(pairs: list[Pair], method: Estimator, centre: float) -> dict[str, 
     return out
 
 
-def variances(terms: list[dict[str, float]], method: Estimator) -> list[tuple[float, float]]:
+def line(periods_: list[list[Pair]], level: float) -> tuple[float, float, float]:
+    """Unexplained variance about the line through all pairs, its freedom, and its slope squared."""
+    if len(periods_) < 2:
+        return 0.0, 0.0, 0.0
+    pairs = [p for pairs in periods_ for p in pairs]
+    a = [o / (s**2 + level) for _, s, o, _ in pairs]
+    total = sum(a)
+    n = total**2 / sum(x / (p[1] ** 2 + level) for x, p in zip(a, pairs, strict=True))
+    if n - 1 <= 0.01:
+        return 0.0, 0.0, 0.0
+    day, value = (sum(x * p[k] for x, p in zip(a, pairs, strict=True)) / total for k in (3, 0))
+    tt, ty, yy = (
+        sum(x * (p[j] - m) * (p[k] - c) for x, p in zip(a, pairs, strict=True)) / total
+        for j, k, m, c in ((3, 3, day, day), (3, 0, day, value), (0, 0, value, value))
+    )
+    slope = ty / tt if tt > 1 else 0.0
+    noise = sum(x * p[1] ** 2 for x, p in zip(a, pairs, strict=True)) / total
+    if n > 2.3:
+        freedom, tau2 = n - 2, excess((yy - slope * ty) / (1 - 2 / n), noise, n - 2)
+    else:
+        freedom = min(n - 1, 1)
+        tau2 = excess(yy / (1 - 1 / n), noise, freedom)
+    steep = max(0.0, slope**2 - (tau2 + noise) / tt / len(periods_)) if tt > 1 else 0.0
+    return tau2, freedom, steep
+
+
+def variances(
+    terms: list[dict[str, float]], of_line: tuple[float, float, float], method: Estimator
+) -> list[tuple[float, float]]:
     """(stated, unexplained) of each period of a pixel; `terms` has those with pairs."""
-    known = sorted(t["extra"] for t in terms if not math.isnan(t["extra"]))
-    others = known[round(0.7 * (len(known) - 1))] if known else 0.0
+    told = sorted([*((t["tau2"], t["freedom"]) for t in terms), (of_line[0], min(of_line[1], 3))])
+    known = sum(freedom for _, freedom in told)
+    below = itertools.accumulate(freedom for _, freedom in told)
+    reached = (t for (t, _), part in zip(told, below, strict=True) if part >= (0.7 - 1e-6) * known)
+    others = next(reached) if known else 0.0
     out = []
     for t in terms:
-        n = t["n"]
-        mine = others if math.isnan(t["extra"]) else t["extra"]
-        tau2 = (n * mine + 3 * others) / (n + 3)
-        wide = tau2 * (1 + 3 / (n + 3)) / n
+        n, freedom = t["n"], t["freedom"]
+        tau2 = (freedom * t["tau2"] + 3 * others) / (freedom + 3)
+        one = tau2 * (1 + 1.5 / (freedom + min(known, 3) + 1)) * (1 + 0.4 / n)
+        off = t["aside"] + of_line[2] * t["off"] ** 2
         if method == "mean":
-            out.append((t["stated"], wide + t["aside"]))
+            out.append((t["stated"], one / n + off))
             continue
-        near = (n * t["near"] + 7 * (t["stated"] + 3 * wide)) / (n + 7)
+        sine = math.pi**2 / 2
+        near = (n - 1) * (1 + 1.5 / n) * t["near"]
+        near += 7 * (t["stated"] + sine / (n + sine - 1) * one)
         share = tau2 / (t["own"] + tau2)
-        out.append(((1 - share) * t["stated"], share * near + t["aside"]))
+        out.append(((1 - share) * t["stated"], share * near / (n - 1 + 7) + off))
     return out
 
 
@@ -149,7 +194,9 @@ def brute(
     for name in ("count", "rejected", "too_long"):
         out[name][...] = 0
     days1, days2 = ((d - D("1970-01-01", "ns")) / np.timedelta64(1, "D") for d in (date1, date2))
+    levels = {"vx": np.median(sx) ** 2 / 4, "vy": np.median(sy) ** 2 / 4} if len(sx) else {}
     for y, x in np.ndindex(*shape[1:]):
+        record: dict[str, list[list[Pair]]] = {"vx": [], "vy": []}
         terms: dict[str, list[dict[str, float]]] = {"vx": [], "vy": []}
         at = []
         for p, span in enumerate(spans):
@@ -176,13 +223,17 @@ def brute(
             at.append(p)
             for name, pairs in both.items():
                 kept = [pair for pair, b in zip(pairs, bad, strict=True) if not b]
-                terms[name].append(component(kept, method, middle_day(span)))
+                terms[name].append(component(kept, method, middle_day(span), levels[name]))
+                record[name].append(kept)
                 out[name][p, y, x] = terms[name][-1]["value"]
             out["dispersion"][p, y, x] = math.hypot(*(t[-1]["dispersion"] for t in terms.values()))
             out["mean_date"][p, y, x] = sum(t[-1]["date"] for t in terms.values()) / 2
             out["first_date"][p, y, x] = min(days1[k] for k in used)
             out["last_date"][p, y, x] = max(days2[k] for k in used)
-        found = {name: variances(t, method) for name, t in terms.items()}
+        found = {
+            name: variances(t, line(record[name], levels[name]), method)
+            for name, t in terms.items() if at
+        }  # fmt: skip
         for i, p in enumerate(at):
             (x0, x1), (y0, y1) = found["vx"][i], found["vy"][i]
             vx_, vy_ = out["vx"][p, y, x], out["vy"][p, y, x]
