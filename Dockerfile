@@ -24,13 +24,14 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['postgres'], sep='\n')" > requirements.txt \
+e = p['optional-dependencies']; \
+print(*p['dependencies'], *e['postgres'], *e['dask'], sep='\n')" > requirements.txt \
  && pip install -c constraints.txt -r requirements.txt
 
 # firnline/api and its siblings are links to the top-level folders; both ends are copied.
 COPY . .
 COPY --from=page /src/api/static api/static
-RUN pip install -c constraints.txt '.[postgres]'
+RUN pip install -c constraints.txt '.[dask,postgres]'
 
 
 FROM python:3.11-slim

@@ -32,6 +32,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.QuotaError: 429,
     errors.SourceError: 502,
     errors.StoreError: 500,
+    errors.StoreUnreachableError: 503,
     errors.DatabaseError: 503,
     errors.JobError: 500,
     errors.JobDismissedError: 409,
@@ -70,7 +71,7 @@ RESPONSES: Mapping[int | str, dict[str, Any]] = {
 
 _log = logging.getLogger(__name__)
 _INTERNAL = "something went wrong in the server; its log has the details"
-_DATABASE = "the catalog's database does not answer now; try again in a moment"
+_AWAY = "{} does not answer now; try again in a moment"
 
 
 def status_of(error: Exception) -> int:
@@ -116,13 +117,14 @@ def problem(
 def failure(error: Exception, instance: str) -> Response:
     """The answer to any error that a handler or the outermost guard has caught."""
     status = status_of(error)
-    if isinstance(error, errors.DatabaseError):
+    if status == 503:
         _log.error("%s failed: %s", instance, error)  # an outage: its stack tells nothing
-    elif status >= 500:
+        what = "catalog's database" if isinstance(error, errors.DatabaseError) else "subsets' store"
+        return problem(status, _AWAY.format(f"the {what}"), instance, headers={"Retry-After": "5"})
+    if status >= 500:
         _log.error("%s failed", instance, exc_info=error)
-    if status in (500, 503):
-        detail, headers = (_DATABASE, {"Retry-After": "5"}) if status == 503 else (_INTERNAL, None)
-        return problem(status, detail, instance, headers=headers)
+    if status == 500:
+        return problem(status, _INTERNAL, instance)
     return problem(status, str(error), instance, error=type(error).__name__)
 
 

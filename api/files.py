@@ -1,7 +1,9 @@
 """The published files of subsets: ``/files/{subset}/{generation}/{path}``, with byte ranges.
 
 A generation is written once and never changed, so a reply may be kept for good. Only what the
-table ``subsets`` knows is served, from below its own folder, whatever the path says.
+table ``subsets`` knows is served, from below its own folder, whatever the path says. Files of a
+bucket go through here as well: keys hold for them, and the bucket needs to be reached by no one
+else.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from firnline.api.bucket_files import bucket_file
 from firnline.api.conditional import not_modified
 from firnline.api.errors import problem
 from firnline.cache.eviction import touch
+from firnline.cache.places import generation_place
 from firnline.database import reading
 from firnline.errors import NotFoundError
 from firnline.settings import Settings
@@ -37,6 +41,7 @@ MEDIA_TYPES = {
 """By suffix or, for Zarr v2's metadata, by name; anything else is plain bytes (chunks)."""
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"
+_HEADERS = {"Cache-Control": CACHE_CONTROL, "X-Content-Type-Options": "nosniff"}
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}", re.ASCII)
 
 
@@ -69,7 +74,6 @@ class _PublishedFile(FileResponse):
 def create_router(engine: Engine, settings: Settings) -> APIRouter:
     """The route of the files."""
     router = APIRouter(tags=["Files"])
-    root = settings.cache_dir / "subsets"
 
     @router.head("/files/{subset}/{generation}/{path:path}", include_in_schema=False)
     @router.get(
@@ -87,37 +91,55 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
             raise missing
         with reading(engine) as connection:
             known = connection.scalar(select(subsets.c.id).where(subsets.c.id == subset))
-        file = _below(root / subset / generation, path) if known else None
-        if file is None:
+        if not known or not _is_normal(path):
             raise missing
         touch(engine, subset)
+        folder = generation_place(settings, subset, generation)
+        name = path.rpartition("/")[2]
+        ending = Path(name).suffix.lower() or name
+        media_type = MEDIA_TYPES.get(ending, "application/octet-stream")
+        reply: Response
         try:
-            stat = file.stat()
+            if isinstance(folder, Path):
+                file = _below(folder, path)
+                reply = _PublishedFile(
+                    file, headers=_HEADERS, media_type=media_type, stat_result=file.stat()
+                )
+                reply = not_modified(request.headers, reply) or reply
+            else:
+                reply = bucket_file(folder / path, request, media_type, _HEADERS)
         except OSError:
             raise missing from None
-        media_type = MEDIA_TYPES.get(file.suffix.lower() or file.name, "application/octet-stream")
-        reply = _PublishedFile(
-            file,
-            headers={"Cache-Control": CACHE_CONTROL, "X-Content-Type-Options": "nosniff"},
-            media_type=media_type,
-            stat_result=stat,
-        )
-        return not_modified(request.headers, reply) or reply
+        return reply
 
     return router
 
 
-def _below(folder: Path, path: str) -> Path | None:
-    """The file at a path below a folder; None if there is none, or if it is elsewhere.
+def _is_normal(path: str) -> bool:
+    """Whether a path is in normal form, and one that a file of a subset may have."""
+    return (
+        len(path) < 1000
+        and path.isprintable()
+        and not any(part in ("", ".", "..") or "\\" in part for part in path.split("/"))
+    )
 
-    The path has to be in normal form, and what it resolves to, links followed, inside the
-    folder, which itself may not be a link that leads out of its subset.
+
+def _below(folder: Path, path: str) -> Path:
+    """The file at a path below a folder.
+
+    What it resolves to, links followed, has to be inside the folder, which itself may not be a link
+    that leads out of its subset.
+
+    Raises
+    ------
+    OSError
+        There is none, or it is elsewhere.
     """
-    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in path.split("/")):
-        return None
+    inside = folder.parent.resolve(strict=True) / folder.name
     try:
-        inside = folder.parent.resolve(strict=True) / folder.name
         file = folder.joinpath(path).resolve(strict=True)
-    except (OSError, RuntimeError):
-        return None
-    return file if file.is_relative_to(inside) and file.is_file() else None
+    except RuntimeError:  # links in a circle
+        raise FileNotFoundError from None
+    if not file.is_relative_to(inside) or not file.is_file():
+        raise FileNotFoundError
+    return file

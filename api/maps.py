@@ -17,10 +17,12 @@ import orjson
 from sqlalchemy import Engine
 
 from firnline.api import parameters
+from firnline.cache.bucket import BucketPath, gdal_options
 from firnline.cache.eviction import touch
+from firnline.cache.places import Place, root
 from firnline.cache.products import FILES_ROOT
 from firnline.database import get_item, reading
-from firnline.errors import NotFoundError
+from firnline.errors import NotFoundError, StoreUnreachableError
 from firnline.items import COG, SUBSETS
 from firnline.settings import Settings
 
@@ -36,7 +38,7 @@ class Map:
 
     key: str
     generation: str
-    file: Path
+    file: Place
     asset: Mapping[str, Any]
 
 
@@ -51,8 +53,8 @@ class Maps:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
-        self._root = settings.cache_dir / "subsets"
-        self._idle: list[tuple[Path, Reader]] = []  # the last used last
+        self._root = root(settings) / "subsets"
+        self._idle: list[tuple[Place, Reader]] = []  # the last used last
         self._lock = threading.Lock()
 
     def find(self, item_id: str, asset: str) -> Map:
@@ -85,11 +87,13 @@ class Maps:
         ------
         NotFoundError
             The file was removed.
+        StoreUnreachableError
         """
-        reader = self._taken(map.file)
-        if reader is None:
-            reader = _opened(map)
-        yield reader  # one that an error leaves is not used again, and closed with its last name
+        with _reachable(map.file):
+            reader = self._taken(map.file)
+            if reader is None:
+                reader = _opened(map)
+            yield reader  # one that an error leaves is not used again, closed with its last name
         with self._lock:
             self._idle.append((map.file, reader))
             closed = self._idle[:-_MOST_OPEN]
@@ -97,10 +101,15 @@ class Maps:
         for _, each in closed:
             each.close()  # type: ignore[no-untyped-call]
 
-    def _taken(self, file: Path) -> Reader | None:
+    def _taken(self, file: Place) -> Reader | None:
         """An idle reader of a file; those of files that were removed are let go."""
         with self._lock:
-            self._idle = [(path, each) for path, each in self._idle if path.exists()]
+            # a bucket is not asked: what is removed there is no longer in the database
+            self._idle = [
+                (path, each)
+                for path, each in self._idle
+                if not isinstance(path, Path) or path.exists()
+            ]
             for n in reversed(range(len(self._idle))):
                 if self._idle[n][0] == file:
                     return self._idle.pop(n)[1]
@@ -112,6 +121,26 @@ def _opened(map: Map) -> Reader:
     from rio_tiler.io import Reader
 
     try:
-        return Reader(str(map.file))
+        return Reader(map.file.gdal if isinstance(map.file, BucketPath) else str(map.file))
     except RasterioIOError as error:
-        raise NotFoundError(f"the file of {map.key} is no longer stored") from error
+        if isinstance(map.file, Path) or not map.file.exists():
+            raise NotFoundError(f"the file of {map.key} is no longer stored") from error
+        raise
+
+
+@contextmanager
+def _reachable(file: Place) -> Iterator[None]:
+    """Have GDAL find a bucket, and tell that it did not answer."""
+    if isinstance(file, Path):
+        yield
+        return
+    import rasterio
+    from rasterio.errors import RasterioIOError
+    from rasterio.session import DummySession
+
+    # GDAL itself reads the credentials of the environment
+    with rasterio.Env(DummySession(), **gdal_options()):
+        try:
+            yield
+        except RasterioIOError:
+            raise StoreUnreachableError(f"{file} can't be read: no answer") from None

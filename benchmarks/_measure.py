@@ -104,13 +104,8 @@ def postgresql(given: str | None, options: Mapping[str, str] | None = None) -> I
     `given` is a server to make it on; else one is started, with `options` or those of the tests,
     which do without durability.
     """
-    path = Path(__file__).parents[1] / "tests" / "databases.py"
-    spec = importlib.util.spec_from_file_location("databases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = _of_the_tests("databases")
     except ImportError:  # without pytest or psycopg
         yield None
         return
@@ -125,6 +120,24 @@ def postgresql(given: str | None, options: Mapping[str, str] | None = None) -> I
     more = () if options is None else (options,)
     with module._private_server(*more) as server, server.database() as name:
         yield server.url(name)
+
+
+@contextmanager
+def bucket() -> Iterator[dict[str, str]]:
+    """Start the tests' S3 server; yields the variables by which its bucket ``private`` is read."""
+    with _of_the_tests("s3").running() as server:
+        yield server.credentials
+
+
+def _of_the_tests(name: str) -> Any:
+    path = Path(__file__).parents[1] / "tests" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 def table(rows: dict[str, dict[str, Any]], columns: dict[str, str]) -> None:

@@ -114,7 +114,7 @@ def warped(context: dict[str, Any]) -> dict[str, Any]:
 def firnline(context: dict[str, Any], products: bool, **more: Any) -> dict[str, Any]:
     """The same through firnline's queue, from the request to the published subset."""
     from firnline.cache import worker
-    from firnline.cache.opening import ask, subset_folder
+    from firnline.cache.opening import ask, subset_place
     from firnline.database import connect, get_item, reading
 
     began = time.perf_counter()
@@ -129,8 +129,8 @@ def firnline(context: dict[str, Any], products: bool, **more: Any) -> dict[str, 
     with reading(engine) as connection:
         assert get_item(connection, "subsets", str(again.subset)) is not None
     repeat = time.perf_counter() - began
-    record = subset_folder(engine, settings, job.subset) / "provenance.json"
-    fetched = json.loads(record.read_text())["fetched"]
+    record = subset_place(engine, settings, job.subset) / "provenance.json"
+    fetched = json.loads(record.read_bytes())["fetched"]
     return {"work": work, "repeat_ms": repeat * 1e3, "requests": fetched["requests"]}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, fields
@@ -18,15 +19,16 @@ import numpy as np
 
 from firnline.arrays import instants
 from firnline.cache import store
+from firnline.cache.bucket import BucketPath
 from firnline.cache.composite import CLIP, Composite, composite
 from firnline.cache.new_store import create_fields
 from firnline.cache.periods import Period, as_arrays, periods
+from firnline.cache.places import Place
 from firnline.cache.plan import Plan, Tile
 from firnline.errors import SourceMissingError, TooLargeError
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
-_TILES = "tiles"  # beside the subset in an attempt's folder: goes when that is published
 _PART_PIXELS = 2000  # of a tile, composited at a time: fewer are not worth their overhead
 
 _SPEED = {"units": "meter/year"}
@@ -171,18 +173,24 @@ def _sigma(plan: Plan, variable: str) -> Raw:
     return np.full(len(plan.layers), np.nan, np.float32) if values is None else values
 
 
-def keep_tile(work: Path, tile: Tile, found: Composite) -> None:
+def keep_tile(tiles: Place, tile: Tile, found: Composite) -> None:
     """Put a tile's composites into its file, which is there as a whole or not at all."""
-    folder = work.parent / _TILES
-    folder.mkdir(exist_ok=True)
-    aside = folder / f"{tile.index}.{os.getpid()}.partial"
-    with aside.open("wb") as out:
+    name = f"{tile.index}.npz"
+    if isinstance(tiles, BucketPath):
+        with tempfile.NamedTemporaryFile() as aside:
+            np.savez(aside, allow_pickle=False, **asdict(found))
+            aside.flush()
+            (tiles / name).upload(Path(aside.name))
+        return
+    tiles.mkdir(exist_ok=True)
+    aside_ = tiles / f"{tile.index}.{os.getpid()}.partial"
+    with aside_.open("wb") as out:
         np.savez(out, allow_pickle=False, **asdict(found))
-    aside.rename(folder / f"{tile.index}.npz")
+    aside_.rename(tiles / name)
 
 
-def write_composites(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
-    """Put the tiles' composites together into the subset's store."""
+def write_composites(plan: Plan, work: Path, tiles: Path, spans: tuple[Period, ...]) -> None:
+    """Put the tiles' composites, which are in the folder `tiles`, together into one store."""
     method = plan.request.composite_method
     limit = plan.request.max_displacement
     attributes: dict[str, Any] = {
@@ -211,7 +219,7 @@ def write_composites(plan: Plan, work: Path, spans: tuple[Period, ...]) -> None:
         attributes=attributes,
     )
     for block in store.field_blocks((len(spans), *plan.shape[1:])):
-        for name, values in _block(plan, work.parent / _TILES, block, described).items():
+        for name, values in _block(plan, tiles, block, described).items():
             store.write_field(path, name, values, block)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from sqlalchemy import Boolean, Engine, func, literal, select
 from firnline.cache import eviction, store
 from firnline.cache.fetch import Counts
 from firnline.cache.kept_cubes import load_cube
+from firnline.cache.places import Place, generation_place
 from firnline.cache.plan import SHARD_TIME, Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.refresh import has_changed, known_cubes
 from firnline.cache.request import Request
@@ -38,6 +38,7 @@ from firnline.errors import (
     SourceCorruptError,
     SourceNotAllowedError,
     StoreError,
+    StoreUnreachableError,
 )
 from firnline.footprint import footprint
 from firnline.items import SUBSETS
@@ -81,7 +82,7 @@ class Container:
 
     id: str
     generation: str
-    folder: Path
+    folder: Place
     plan: Plan
     """By which it was made."""
 
@@ -144,9 +145,11 @@ def find_container(
             continue
         if not area.covers(_asked(request, crs, chosen)):
             continue
-        folder = settings.cache_dir / "subsets" / row.id / row.generation
+        folder = generation_place(settings, row.id, row.generation)
         try:
             found = _plans(request, crs, chosen, row, folder, settings)
+        except StoreUnreachableError:
+            raise
         except (StoreError, SourceCorruptError, SourceNotAllowedError) as error:
             log.info("a subset can't answer for another", subset=row.id, reason=str(error))
             continue
@@ -195,7 +198,7 @@ def _plans(
     crs: str,
     chosen: Sequence[CubeItem],
     row: Any,
-    folder: Path,
+    folder: Place,
     settings: Settings,
 ) -> tuple[Plan, Container] | None:
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}

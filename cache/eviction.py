@@ -3,15 +3,16 @@
 A subset leaves in two steps: its row and its item go in one transaction, so that no one is sent to
 it any more; then its files. A process that dies in between leaves a folder without a row, which the
 next sweep removes. What is pinned, made at this moment, in use by a process of this machine
-(:func:`hold`), or was used within the last hour never goes by itself.
+(:func:`hold`; of a bucket, by any: :func:`keep_used`), or was used within the last hour never goes
+by itself.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,13 @@ from pathlib import Path
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, select, update
 
-from firnline.cache import store
+from firnline.cache.bucket import BucketPath
+from firnline.cache.drafts import RECORD, made_by
 from firnline.cache.jobs import LIVING, Job, submit
+from firnline.cache.places import Place, digest, discard, generation_place, root
 from firnline.cache.request import Request
 from firnline.database import delete_items, reading, writing
-from firnline.errors import ConflictError, NotFoundError
+from firnline.errors import ConflictError, DatabaseError, NotFoundError, StoreError
 from firnline.locks import alone
 from firnline.settings import Settings
 from firnline.tables import jobs, subsets
@@ -35,10 +38,12 @@ log = structlog.get_logger(__name__)
 
 GRACE = timedelta(hours=1)
 """Since its last use; also of folders that no row names, since their row may be about to come."""
+_LONGEST = timedelta(days=1)  # that a superseded generation stays in a bucket
 _TOUCH = 300.0  # seconds in which more than one use is one
-_RECORD = "provenance.json"
 
 _held: dict[Path, int] = {}
+_kept: set[str] = set()
+_touching = threading.Lock()
 _touched: dict[str, float] = {}
 
 
@@ -56,9 +61,27 @@ class Removed:
 def hold(folder: Path) -> None:
     """Keep a generation from being removed until this process ends."""
     if folder not in _held:
-        descriptor = os.open(folder / _RECORD, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / RECORD, os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _held[folder] = descriptor
+
+
+def keep_used(engine: Engine, id: str) -> None:
+    """Have a subset in a bucket, where nothing is locked, count as used until this process ends."""
+    with _touching:
+        if id in _kept:
+            return
+        _kept.add(id)
+
+    def run() -> None:
+        while True:
+            try:
+                touch(engine, id)
+            except DatabaseError as error:
+                log.warning("a subset in use can't be marked", subset=id, reason=str(error))
+            time.sleep(2 * _TOUCH)
+
+    threading.Thread(target=run, name="keep-used", daemon=True).start()
 
 
 def touch(engine: Engine, id: str) -> None:
@@ -172,8 +195,9 @@ def _remove(engine: Engine, settings: Settings, id: str, idle: ColumnElement[boo
         generation = connection.scalar(here)
     if generation is None:
         return False
-    folder = settings.cache_dir / "subsets" / id / generation
-    if (lock := _lock(folder)) is None:
+    folder = generation_place(settings, id, generation)
+    lock = _lock(folder) if isinstance(folder, Path) else -1
+    if lock is None:
         return False
     try:
         with writing(engine) as connection:
@@ -191,7 +215,7 @@ def _remove(engine: Engine, settings: Settings, id: str, idle: ColumnElement[boo
 def _lock(folder: Path) -> int | None:
     """A lock that no reader has; None: one has it. -1 if there are no files to be read."""
     try:
-        descriptor = os.open(folder / _RECORD, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / RECORD, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return -1
     try:
@@ -202,15 +226,21 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _discard(settings: Settings, folder: Path) -> None:
-    """Take a folder from where readers look, at one go; then remove it."""
+def _discard(settings: Settings, folder: Place) -> None:
+    """Take a folder from where readers look, on a disk at one go; then remove it."""
+    if isinstance(folder, BucketPath):
+        try:
+            folder.remove()
+        except StoreError as error:  # the rest goes with the next sweep
+            log.warning("files are not removed yet", folder=str(folder), reason=str(error))
+        return
     trash = settings.cache_dir / "work" / f"trash-{uuid.uuid4().hex}"
     trash.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.rename(trash)
     except FileNotFoundError:
         return
-    store.discard(trash)
+    discard(trash)
 
 
 # --- orphans --------------------------------------------------------------------------------
@@ -220,8 +250,24 @@ def _sweep(engine: Engine, settings: Settings) -> None:
     """Remove superseded generations, and what processes left that died."""
     with reading(engine) as connection:
         current = set(_generations(connection).items())
+        now = datetime.now(UTC)
+        # someone may still read the generation before; on a disk a lock would say so
+        fresh = (subsets.c.last_used > now - GRACE) & (subsets.c.created > now - _LONGEST)
+        reread = set(connection.scalars(select(subsets.c.id).where(fresh)))
         living = set(connection.scalars(select(jobs.c.id).where(jobs.c.status.in_(LIVING))))
-    for folder in _folders(settings.cache_dir / "subsets"):
+    place = root(settings)
+    if isinstance(place, BucketPath):
+        _sweep_bucket(settings, place, current, living, reread)
+    else:
+        _sweep_disk(settings, place, current)
+    for work in _folders(settings.cache_dir / "work"):
+        if work.name not in living and _old(work):
+            log.info("removing what a job left", folder=str(work))
+            discard(work)
+
+
+def _sweep_disk(settings: Settings, place: Path, current: set[tuple[str, str]]) -> None:
+    for folder in _folders(place / "subsets"):
         for generation in _folders(folder):
             if (folder.name, generation.name) not in current and _old(generation):
                 lock = _lock(generation)
@@ -232,10 +278,39 @@ def _sweep(engine: Engine, settings: Settings) -> None:
                         os.close(lock)
         if _old(folder) and not any(folder.iterdir()):
             folder.rmdir()
-    for work in _folders(settings.cache_dir / "work"):
-        if work.name not in living and _old(work):
+
+
+def _sweep_bucket(
+    settings: Settings,
+    place: BucketPath,
+    current: set[tuple[str, str]],
+    living: set[str],
+    reread: set[str],
+) -> None:
+    """The same of a bucket, where jobs that are not finished have a generation already."""
+    for folder in (place / "subsets").folders():
+        if folder.name in reread:
+            continue
+        for generation in folder.folders():
+            known = (folder.name, generation.name) in current
+            known = known or any(made_by(generation.name, job) for job in living)
+            if not known and _unused(generation):
+                log.info("removing what no one is sent to", folder=str(generation))
+                _discard(settings, generation)
+    for work in (place / "work").folders():
+        if work.name not in living and _unused(work):
             log.info("removing what a job left", folder=str(work))
-            store.discard(work)
+            _discard(settings, work)
+
+
+def _unused(folder: BucketPath) -> bool:
+    """Whether something is there, and nothing was put there of late."""
+    found = folder.files().values()
+    return bool(found) and all(_past(about.modified) for about in found)
+
+
+def _past(instant: datetime) -> bool:
+    return datetime.now(UTC) - instant > GRACE
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -271,12 +346,12 @@ def verify(engine: Engine, settings: Settings, ids: Sequence[str] = ()) -> Itera
     if unknown := [id for id in ids if id not in stored]:
         raise NotFoundError(f"there is no subset {unknown[0][:80]!r}")
     for id in ids or sorted(stored):
-        folder = settings.cache_dir / "subsets" / id / stored[id]
+        folder = generation_place(settings, id, stored[id])
         try:
-            expected = json.loads((folder / _RECORD).read_bytes())["files"]
+            expected = json.loads((folder / RECORD).read_bytes())["files"]
             damage = [f"{path}: {wrong}" for path, wrong in _differences(folder, expected)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            expected, damage = {}, [f"{_RECORD}: {getattr(error, 'strerror', None) or error}"]
+            expected, damage = {}, [f"{RECORD}: {getattr(error, 'strerror', None) or error}"]
         yield Checked(id, len(expected), tuple(damage))
 
 
@@ -285,17 +360,19 @@ def _generations(connection: Connection) -> dict[str, str]:
     return {row.id: row.generation for row in rows}
 
 
-def _differences(folder: Path, expected: dict[str, dict[str, object]]) -> Iterator[tuple[str, str]]:
+def _differences(
+    folder: Place, expected: dict[str, dict[str, object]]
+) -> Iterator[tuple[str, str]]:
     for path, known in expected.items():
         try:
-            with (folder / path).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != known["size"]:
-                    yield path, f"has {size:,} bytes, of {known['size']:,}"
-                elif hashlib.file_digest(file, "sha256").hexdigest() != known["sha256"]:
-                    yield path, "its content is not what was written"
+            found = digest(folder / path)
         except OSError as error:
-            yield path, str(error.strerror)
+            yield path, str(error.strerror or "No such file or directory")
+            continue
+        if found.size != known["size"]:
+            yield path, f"has {found.size:,} bytes, of {known['size']:,}"
+        elif found.sha256 != known["sha256"]:
+            yield path, "its content is not what was written"
 
 
 def mend(engine: Engine, settings: Settings, id: str) -> Job:

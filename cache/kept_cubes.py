@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numcodecs import blosc
 
+from firnline.cache.places import Place
 from firnline.cache.sources import OpenCube, layout_in_days
 from firnline.cube import parse_cube
 from firnline.errors import StoreError
@@ -37,7 +38,7 @@ def keep_cubes(folder: Path, cubes: Sequence[OpenCube]) -> None:
         _file(folder, cube.id).write_bytes(packed)
 
 
-def load_cube(folder: Path, id: str, source: Source, etag: str | None) -> OpenCube:
+def load_cube(folder: Place, id: str, source: Source, etag: str | None) -> OpenCube:
     """A cube as it was kept; `source` and `etag` are those that it was read from.
 
     Raises
@@ -60,5 +61,5 @@ def load_cube(folder: Path, id: str, source: Source, etag: str | None) -> OpenCu
     return OpenCube(id=id, crs=crs, source=source, layout=layout, per_pair=per_pair, **coordinates)
 
 
-def _file(folder: Path, id: str) -> Path:
+def _file(folder: Place, id: str) -> Place:
     return folder / _FOLDER / f"{id}.npz.blosc"

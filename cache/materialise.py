@@ -8,21 +8,20 @@ on disk, so that a job taken over by another worker goes on at its first unfinis
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import closing, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 from sqlalchemy import Engine
 
-from firnline.cache import jobs, mosaic_products, products, store
+from firnline.cache import drafts, jobs, mosaic_products, products, store
 from firnline.cache.chunk_cache import chunk_folder, open_chunk_cache
 from firnline.cache.composite_store import check_periods, planned_periods, write_composites
 from firnline.cache.containment import Container, StoredTiles, find_container
+from firnline.cache.drafts import Draft, Manifest
 from firnline.cache.executors import tile_executor
 from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.jobs import Job
@@ -31,23 +30,22 @@ from firnline.cache.memory import give_back, shares
 from firnline.cache.mosaic_store import write_mosaics
 from firnline.cache.mosaics import MosaicPlan, plan_mosaics
 from firnline.cache.new_store import create_pairs
+from firnline.cache.places import Stored
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
 from firnline.cache.strain_store import write_strain
-from firnline.cache.tiles import TileTask, TileWriter, do_tile, in_order, put_plan
+from firnline.cache.tiles import TileTask, TileWriter, do_tile, in_order
 from firnline.errors import JobDismissedError, JobLostError, SourceChangedError
 from firnline.items import MOSAICS
 from firnline.settings import Settings
 from firnline.source import Source
 
-# Beside the subset in an attempt's folder, which goes when the subset is published: whatever
-# moment an attempt dies at, the next one finds what it needs.
-_PLAN, _SUBSET = "plan.json", "subset"
 _BEGINNINGS = 3
 
-Done = tuple[Tile, dict[str, int], float]
-"""A finished tile, what was counted for it, and how many bytes are left to download for others."""
+Finished: TypeAlias = tuple[Tile, dict[str, int], dict[str, Stored], float]
+"""A tile, what was counted for it, the files that it put outside of this disk, and how many bytes
+are left to download for other tiles."""
 
 
 class Pulse(Protocol):
@@ -143,47 +141,67 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
         inside = find_container(engine, settings, request)
         plan, container = inside or (plan_cubes(engine, settings, request), None)
     pulse.check()
-    work, done = _resume(engine, settings, job, plan)
-    if isinstance(plan, MosaicPlan):
-        made = _from_mosaics(settings, plan, work, pulse, began)
-    else:
-        made = _from_pairs(engine, settings, job, plan, work, done, pulse, began, container)
-    pulse.check()
-    generation = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    published = settings.cache_dir / "subsets" / request.subset_id / generation
-    store.publish(work, published)
-    try:
-        products.register(engine, job, request, made, generation)
-    except (JobDismissedError, JobLostError):
-        store.discard(published)
-        raise
-    store.discard(work_folder(settings, job))
+    composited = isinstance(plan, Plan) and bool(planned_periods(plan))
+    with drafts.begin(engine, settings, job, plan, composited=composited) as draft:
+        if isinstance(plan, MosaicPlan):
+            elsewhere: Mapping[str, Stored] = {}
+            made = _from_mosaics(settings, plan, draft.work, pulse, began)
+        else:
+            manifests = _run_tiles(engine, settings, job, plan, draft, pulse, container)
+            elsewhere = _put_elsewhere(manifests)
+            made = _from_pairs(plan, draft, manifests, elsewhere, pulse, began, container)
+        pulse.check()
+        generation, size = draft.publish(elsewhere)
+        made = products.with_record(made, size)
+        try:
+            products.register(engine, job, request, made, generation)
+        except (JobDismissedError, JobLostError):
+            draft.withdraw()
+            raise
+        draft.clear()
     return request.subset_id
 
 
 def _from_pairs(
-    engine: Engine,
-    settings: Settings,
-    job: Job,
     plan: Plan,
-    work: Path,
-    done: dict[int, dict[str, Any]],
+    draft: Draft,
+    manifests: Sequence[Manifest],
+    elsewhere: Mapping[str, Stored],
     pulse: Pulse,
     began: float,
     container: Container | None,
 ) -> products.Made:
-    spans = planned_periods(plan)
-    counts = _run_tiles(engine, settings, job, plan, work, done, pulse, container)
+    spans, work = planned_periods(plan), draft.work
     give_back()
     if spans:
         pulse.say(90, "composites and strain rates")
-        write_composites(plan, work, spans)
+        draft.gather()
+        write_composites(plan, work, work.parent / drafts.TILES, spans)
         if plan.request.strain:
             write_strain(plan, work, spans)
-    _verify_stores(work)
+    _verify_stores(work, elsewhere)
     pulse.say(95, "maps and provenance")
-    taken = time.monotonic() - began
-    return products.make(plan, work, spans, counts, seconds=taken, container=container)
+    return products.make(
+        plan,
+        work,
+        spans,
+        _counts(manifests),
+        seconds=time.monotonic() - began,
+        container=container,
+        elsewhere=elsewhere,
+    )
+
+
+def _counts(manifests: Sequence[Manifest]) -> Counts:
+    return Counts.total(
+        {name: n for name, n in manifest.items() if type(n) is int} for manifest in manifests
+    )
+
+
+def _put_elsewhere(manifests: Sequence[Manifest]) -> dict[str, Stored]:
+    """The files that tiles have put where they stay, not on this disk."""
+    files = (file for manifest in manifests for file in manifest.get("files", ()))
+    return {path: Stored(size, sha256) for path, size, sha256 in files}
 
 
 def _from_mosaics(
@@ -200,39 +218,11 @@ def _from_mosaics(
     return mosaic_products.make(plan, work, counts, sources, seconds=seconds)
 
 
-def _verify_stores(work: Path) -> None:
+def _verify_stores(work: Path, elsewhere: Collection[str] = ()) -> None:
     """Nothing more is written to the stores: see that they are whole."""
     for name in (store.PAIRS, store.COMPOSITE, store.STRAIN, store.TREND):
         if (work / name).exists():
-            store.verify(work / name)
-
-
-def work_folder(settings: Settings, job: Job) -> Path:
-    """Where the attempts at a job write before one publishes."""
-    return settings.cache_dir / "work" / job.id
-
-
-def _resume(
-    engine: Engine, settings: Settings, job: Job, plan: Plan | MosaicPlan
-) -> tuple[Path, dict[int, dict[str, Any]]]:
-    """The folder of this attempt, and the tiles that are finished in it.
-
-    What an earlier attempt finished under the same plan is taken over; else it's begun anew.
-    """
-    folder = work_folder(settings, job)
-    adopted = store.adopt(folder, job.attempt)
-    if adopted is not None:
-        mark, work = adopted / _PLAN, adopted / _SUBSET
-        fits = mark.exists() and json.loads(mark.read_text())["fingerprint"] == plan.fingerprint
-        # without the subset it was moved to be published, and not registered
-        if fits and work.exists() and (done := jobs.finished_tiles(engine, job)):
-            return work, done
-        store.discard(adopted)
-    jobs.forget_tiles(engine, job)
-    work = folder / str(job.attempt) / _SUBSET
-    work.mkdir(parents=True)
-    (work.parent / _PLAN).write_text(json.dumps({"fingerprint": plan.fingerprint}))
-    return work, {}
+            store.verify(work / name, elsewhere)
 
 
 def _run_tiles(
@@ -240,14 +230,13 @@ def _run_tiles(
     settings: Settings,
     job: Job,
     plan: Plan,
-    work: Path,
-    done: dict[int, dict[str, Any]],
+    draft: Draft,
     pulse: Pulse,
     container: Container | None,
-) -> Counts:
-    """Do every tile that is not done, and note each that is."""
-    todo = [tile for tile in plan.tiles if tile.index not in done]
-    manifests = list(done.values())
+) -> list[Manifest]:
+    """Do every tile that is not done, and note each that is; what is noted of all."""
+    todo = [tile for tile in plan.tiles if tile.index not in draft.done]
+    manifests = list(draft.done.values())
 
     def tell(tiles: float, bytes_left: float) -> None:
         share = tiles / len(plan.tiles)
@@ -258,30 +247,29 @@ def _run_tiles(
     elsewhere = tile_executor(settings) if container is None else nullcontext()
     with elsewhere as executor:
         run = (
-            _here(settings, plan, todo, work, not done, pulse, container, tell, len(done))
+            _here(settings, plan, todo, draft, pulse, container, tell)
             if executor is None
-            else _by(executor, settings, plan, todo, work, not done, pulse)
+            else _by(executor, settings, plan, todo, draft, pulse)
         )
         with closing(run):
-            for tile, manifest, left in run:
+            for tile, counts, stored, left in run:
+                manifest = draft.manifest(counts, stored)
                 jobs.checkpoint(engine, job, tile.index, manifest)
                 manifests.append(manifest)
                 tell(len(manifests), left)
-    return Counts.total(manifests)
+    return manifests
 
 
 def _here(
     settings: Settings,
     plan: Plan,
     todo: Sequence[Tile],
-    work: Path,
-    new: bool,
+    draft: Draft,
     pulse: Pulse,
     container: Container | None,
     tell: Callable[[float, float], None],
-    done: int,
-) -> Generator[Done, None, None]:
-    """Do tiles in this process, by one pipeline; each with its counts, and what is left (bytes)."""
+) -> Generator[Finished, None, None]:
+    """Do tiles in this process, by one pipeline."""
     variables = plan.request.variables
     fetcher = (
         StoredTiles(plan, container)
@@ -294,18 +282,21 @@ def _here(
             keeper=open_chunk_cache(settings),
         )
     )
-    with fetcher, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
+    out = TileWriter(plan, draft.subset, draft.tiles, fetcher.processors)
+    with fetcher, out, ThreadPoolExecutor(1, thread_name_prefix="create") as creator:
         # the rest of the store is made while the first chunks come
-        created = creator.submit(_create, plan, work) if new else None
-        writer = TileWriter(plan, work, fetcher.processors)
+        created = creator.submit(_create, plan, draft.work) if draft.new else None
         order = list(in_order(plan, todo))
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
-            if writer.write(tile, variable, values):
+            stored = out.write(tile, variable, values)
+            if stored is not None:
                 if created is not None:
                     created.result()  # a tile that is finished is one of a store that is there
-                yield tile, fetcher.counts.since_last(), fetcher.bytes_left
+                yield tile, fetcher.counts.since_last(), stored, fetcher.bytes_left
             else:
-                tell(done + (n + 1) / len(variables), fetcher.bytes_left)
+                tell(len(draft.done) + (n + 1) / len(variables), fetcher.bytes_left)
+        if created is not None:
+            created.result()
 
 
 def _by(
@@ -313,20 +304,21 @@ def _by(
     settings: Settings,
     plan: Plan,
     todo: Sequence[Tile],
-    work: Path,
-    new: bool,
+    draft: Draft,
     pulse: Pulse,
-) -> Generator[Done, None, None]:
-    """Have an executor do tiles, each by itself; as finished, with counts and bytes left."""
-    if new:
-        _create(plan, work)
-    file = put_plan(work.parent, plan)
+) -> Generator[Finished, None, None]:
+    """Have an executor do tiles, each by itself; as they are finished."""
+    if draft.new:
+        _create(plan, draft.work)
+    file, digest = draft.keep(plan)
     pending = {
         executor.submit(
             do_tile,
             TileTask(
                 plan=file,
-                work=work,
+                digest=digest,
+                subset=draft.subset,
+                tiles=draft.tiles,
                 tile=tile.index,
                 concurrency=settings.concurrency,
                 memory_limit=settings.memory_limit,
@@ -342,9 +334,9 @@ def _by(
             ended, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             pulse.check()
             for future in ended:
-                tile, counts = pending.pop(future), future.result()
+                tile, (counts, stored) = pending.pop(future), future.result()
                 read += counts["bytes"]
-                yield tile, counts, read / (len(todo) - len(pending)) * len(pending)
+                yield tile, counts, stored, read / (len(todo) - len(pending)) * len(pending)
     finally:
         for future in pending:
             future.cancel()

@@ -24,6 +24,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from firnline.cache import store
+from firnline.cache.places import discard
 from firnline.cache.plan import Plan
 from firnline.crs import parse_crs
 from firnline.version import __version__
@@ -168,7 +169,7 @@ def create_fields(
         )
         for name, (dtype, described) in fields.items()
     ]
-    store.discard(path)  # what an earlier attempt has left
+    discard(path)  # what an earlier attempt has left
     _put_down(path, format, common | dict(attributes), arrays)
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, select
 
 from firnline.cache import jobs, store, worker
-from firnline.cache.eviction import hold, touch
+from firnline.cache.eviction import hold, keep_used, touch
 from firnline.cache.jobs import Job
 from firnline.cache.mosaics import find_mosaics
+from firnline.cache.places import Place, for_zarr, generation_place
 from firnline.cache.plan import choose_crs
 from firnline.cache.request import Request
 from firnline.cache.sources import find_cubes
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
-    """The folder of a subset's current generation.
+def subset_place(engine: Engine, settings: Settings, id: str) -> Place:
+    """The folder of a subset's current generation, on a disk or in a bucket.
 
     Raises
     ------
@@ -38,7 +39,7 @@ def subset_folder(engine: Engine, settings: Settings, id: str) -> Path:
         generation = connection.scalar(select(subsets.c.generation).where(subsets.c.id == id))
     if generation is None:
         raise NotFoundError(f"there is no subset {id[:80]!r}")
-    return settings.cache_dir / "subsets" / id / str(generation)
+    return generation_place(settings, id, str(generation))
 
 
 _DATASETS = {
@@ -63,12 +64,12 @@ def open_stored(engine: Engine, settings: Settings, id: str, dataset: str) -> xr
 
     if dataset not in _DATASETS:
         raise NotFoundError(f"dataset {dataset[:40]!r} is not one of {', '.join(_DATASETS)}")
-    path = subset_folder(engine, settings, id) / _DATASETS[dataset]
+    path = subset_place(engine, settings, id) / _DATASETS[dataset]
     touch(engine, id)
     if not path.exists():
         raise NotFoundError(f"subset {id} was made without its {dataset}")
     opened: xr.Dataset = xr.open_zarr(
-        path, chunks=None, decode_coords="all", decode_timedelta=False
+        for_zarr(path), chunks=None, consolidated=True, decode_coords="all", decode_timedelta=False
     )
     return opened
 
@@ -114,7 +115,7 @@ def ask(
     """
     check(engine, request)
     job = jobs.submit(engine, request, key=key, priority=priority)
-    if job.subset is not None and not subset_folder(engine, settings, job.subset).is_dir():
+    if job.subset is not None and not subset_place(engine, settings, job.subset).is_dir():
         # its files were removed: made anew
         return jobs.submit(engine, request, refresh=True, key=key, priority=priority)
     return job
@@ -177,12 +178,14 @@ def open_subset(
     job = worker.finish(engine, settings, ask(engine, settings, request))
     if job.status != "successful" or job.subset is None:
         raise JobError(f"job {job.id} {job.status}: {job.message}")
-    folder = subset_folder(engine, settings, job.subset)
-    hold(folder)
+    folder = subset_place(engine, settings, job.subset)
+    hold(folder) if isinstance(folder, Path) else keep_used(engine, job.subset)
     path = folder / _DATASETS[dataset]
     if not path.exists():
         raise NotFoundError(f"the request asked for no {dataset}")
-    opened: xr.Dataset = xr.open_zarr(path, chunks={}, decode_coords="all")
+    opened: xr.Dataset = xr.open_zarr(
+        for_zarr(path), chunks={}, consolidated=True, decode_coords="all"
+    )
     return opened
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
 from firnline.cache.memory import give_back
 from firnline.cache.periods import Period, period_label
+from firnline.cache.places import Stored
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
 from firnline.cache.request import Request
@@ -54,6 +57,9 @@ _PROCESSING = f"{_EXTENSIONS}/processing/v1.2.0/schema.json"
 _SOFTWARE = ("firnline", "zarr", "numcodecs", "numpy", "obstore", "rasterio", "pyproj")
 
 
+NOWHERE: Mapping[str, Stored] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Made:
     """The finished products: the item but for its hrefs' generation, and the files."""
@@ -75,13 +81,16 @@ def make(
     *,
     seconds: float,
     container: Container | None = None,
+    elsewhere: Mapping[str, Stored] = NOWHERE,
 ) -> Made:
     """Write maps, quicklook and provenance into `work`; describe all of it.
 
-    `container` is the subset that the velocity was read from, if it wasn't the cubes.
+    `container` is the subset that the velocity was read from, if it wasn't the cubes; `elsewhere`
+    are the files that are in place already, not in `work`, by their path.
     """
     assets = store_assets(
         work,
+        elsewhere,
         zarr=(store.PAIRS, "Image-pair velocities, stitched (Zarr)"),
         composite=(store.COMPOSITE, "Velocity composites (Zarr)"),
         strain=(store.STRAIN, "Strain rates of the composites (Zarr)"),
@@ -97,12 +106,14 @@ def make(
         give_back()
         assets |= quicklook(plan, work, spans, subtitle)
     sources = _sources(plan)
-    assets["provenance"] = _provenance(plan, work, sources, counts, seconds, container)
-    made = finished(plan, work, _properties(plan, spans), assets, sources)
+    assets["provenance"] = _provenance(plan, work, sources, counts, seconds, container, elsewhere)
+    made = finished(plan, work, _properties(plan, spans), assets, sources, elsewhere)
     return made if container is None else replace(made, container=container.id)
 
 
-def store_assets(work: Path, **stores: tuple[str, str]) -> dict[str, dict[str, Any]]:
+def store_assets(
+    work: Path, elsewhere: Mapping[str, Stored] = NOWHERE, **stores: tuple[str, str]
+) -> dict[str, dict[str, Any]]:
     """The assets of those stores that are there: each key's folder, and its title."""
     return {
         key: {
@@ -111,7 +122,8 @@ def store_assets(work: Path, **stores: tuple[str, str]) -> dict[str, dict[str, A
             "title": title,
             "roles": ["data"],
             "xarray:open_kwargs": {"engine": "zarr", "chunks": {}, "consolidated": True},
-            "file:size": store.size(work / name),
+            "file:size": store.size(work / name)
+            + sum(file.size for path, file in elsewhere.items() if path.startswith(f"{name}/")),
         }
         for key, (name, title) in stores.items()
         if (work / name).exists()
@@ -124,6 +136,7 @@ def finished(
     properties: Mapping[str, Any],
     assets: dict[str, dict[str, Any]],
     sources: list[dict[str, Any]],
+    elsewhere: Mapping[str, Stored] = NOWHERE,
 ) -> Made:
     """All that was made, with what can be told once the files are there."""
     for asset in assets.values():
@@ -134,8 +147,14 @@ def finished(
         properties={**properties, **({"renders": renders} if renders else {})},
         assets=assets,
         sources=sources,
-        size=store.size(work),
+        size=store.size(work) + sum(file.size for file in elsewhere.values()),
     )
+
+
+def with_record(made: Made, size: int) -> Made:
+    """With the bytes of the provenance that was published: of several that were made one stays."""
+    record = {**made.assets["provenance"], "file:size": size}
+    return replace(made, assets={**made.assets, "provenance": record})
 
 
 def register(engine: Engine, job: Job, request: Request, made: Made, generation: str) -> None:
@@ -461,13 +480,14 @@ def _provenance(
     counts: Counts,
     seconds: float,
     container: Container | None,
+    elsewhere: Mapping[str, Stored],
 ) -> dict[str, Any]:
     layers = plan.layers
     origin = container and {"subset": container.id, "generation": container.generation}
     pairs = {"read": layers.read, "kept": layers.kept, "merged": layers.merged}
     values = {"conflicting": counts.conflicts, "speeds_recomputed": counts.recomputed}
     more = {"read_from": origin, "pairs": pairs, "values": values}
-    return provenance(plan, work, sources, counts, seconds, **more)
+    return provenance(plan, work, sources, counts, seconds, elsewhere, **more)
 
 
 def provenance(
@@ -476,6 +496,7 @@ def provenance(
     sources: list[dict[str, Any]],
     counts: Counts,
     seconds: float,
+    elsewhere: Mapping[str, Stored] = NOWHERE,
     **more: Any,
 ) -> dict[str, Any]:
     """What was asked, read and done, and a checksum of every file: the asset."""
@@ -507,8 +528,8 @@ def provenance(
     with aside.open("w") as out:
         out.write(json.dumps(document, indent=1).removesuffix("\n}"))
         out.write(',\n "files": {')
-        for n, (path, size, digest) in enumerate(store.files(work)):
-            one = json.dumps({"size": size, "sha256": digest})
+        for n, (path, stored) in enumerate(chain(store.files(work), elsewhere.items())):
+            one = json.dumps(stored._asdict())
             out.write(f"{',' if n else ''}\n  {json.dumps(path)}: {one}")
         out.write("\n }\n}")
     aside.replace(work / aside.name)

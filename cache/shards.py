@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -28,7 +27,7 @@ _LEFT_OUT = np.iinfo(np.uint64).max
 
 
 def write(
-    folder: Path,
+    put: Callable[[str, list[bytes]], None],
     values: Raw,
     *,
     corner: Shape,
@@ -41,14 +40,14 @@ def write(
 
     Parameters
     ----------
-    folder
-        The array's folder: Zarr v3 where `shard` is given, else Zarr v2.
+    put
+        Puts a file, given by its parts, at a path below the array's folder.
     values
         ``(time, y, x)``; reaches to the end of its shards or of the array.
     corner
         Index in the array of the part's first value.
     chunk, shard
-        Shapes; a shard's is a multiple of the chunk's.
+        Shapes; a shard's is a multiple of the chunk's. Zarr v3 where there is a shard, else v2.
     fill_value
         What pads chunks on the array's edge.
     processors
@@ -67,24 +66,21 @@ def write(
     for key, jobs in encoding:
         encoded = [job.result() for job in jobs]
         if shard is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".".join(key)).write_bytes(encoded[0])
+            put(".".join(key), encoded)
         else:
-            file = folder / "c" / "/".join(key)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write_shard(file, encoded)
+            put(f"c/{'/'.join(key)}", [*encoded, *_index(encoded)])
 
 
-def _write_shard(file: Path, encoded: list[bytes]) -> None:
+def _index(encoded: list[bytes]) -> tuple[bytes, bytes]:
+    """The index of chunks that lie one after the other, and its checksum."""
     table = np.full((len(encoded), 2), _LEFT_OUT, "<u8")
-    with file.open("wb") as out:
-        for row, chunk in zip(table, encoded, strict=True):
-            if chunk:
-                row[:] = out.tell(), len(chunk)
-                out.write(chunk)
-        raw = table.tobytes()
-        out.write(raw)
-        out.write(google_crc32c.value(raw).to_bytes(4, "little"))
+    offset = 0
+    for row, chunk in zip(table, encoded, strict=True):
+        if chunk:
+            row[:] = offset, len(chunk)
+            offset += len(chunk)
+    raw = table.tobytes()
+    return raw, google_crc32c.value(raw).to_bytes(4, "little")
 
 
 def _encode(part: Raw, chunk: Shape, fill_value: Any, *, keep: bool = False) -> bytes:

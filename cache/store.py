@@ -8,12 +8,9 @@ empty or not, and a store in which one is missing is not published.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +19,7 @@ import numpy as np
 import zarr
 
 from firnline.cache import shards
+from firnline.cache.places import Place, Stored, Writer, below, digest, for_zarr
 from firnline.cache.plan import CHUNK_SIDE, CHUNK_TIME, SHARD_TIME, Plan, Tile
 from firnline.cache.shards import Shape
 from firnline.errors import StoreError
@@ -53,16 +51,18 @@ def pairs_layout(plan: Plan, name: str) -> tuple[Shape, Shape | None, Any]:
     return (_V2_CHUNK_TIME, high, wide), None, missing
 
 
-def write(path: Path, plan: Plan, name: str, tile: Tile, values: Raw, processors: Executor) -> None:
+def write(
+    out: Writer, plan: Plan, name: str, tile: Tile, values: Raw, processors: Executor
+) -> None:
     """Write one tile ``(mid_date, y, x)`` of a variable: whole shards, nothing is read back.
 
-    The rest of the store need not be there yet. Chunks are encoded on `processors`. They are laid
-    out by ``firnline.cache.shards``, since zarr-python's own codec copies each of them several
-    times over.
+    `out` is of the subset's folder; the rest of the store need not be there yet. Chunks are encoded
+    on `processors`. They are laid out by ``firnline.cache.shards``, since zarr-python's own codec
+    copies each of them several times over.
     """
     chunk, shard, missing = pairs_layout(plan, name)
     shards.write(
-        path / name,
+        lambda path, parts: out.put(f"{PAIRS}/{name}/{path}", parts),
         values,
         corner=(0, tile.rows.start, tile.columns.start),
         chunk=chunk,
@@ -90,13 +90,20 @@ def field_blocks(shape: tuple[int, ...]) -> Iterator[Block]:
     yield from itertools.product(times, rows, columns)
 
 
-def opened(path: Path, name: str) -> zarr.Array[Any]:
+def opened(path: Place, name: str) -> zarr.Array[Any]:
     """An array, for reading parts of it."""
-    return zarr.open_array(path, path=name, mode="r")
+    return zarr.open_array(for_zarr(path), path=name, mode="r")
 
 
-def verify(path: Path) -> None:
-    """Check that a store opens and that every chunk of it is on disk.
+def verify(path: Path, elsewhere: Collection[str] = ()) -> None:
+    """Check that a store opens and that every chunk of it is there.
+
+    Parameters
+    ----------
+    path
+        On this disk, with the metadata at least.
+    elsewhere
+        Paths from the subset's folder of files that are in place already, not on this disk.
 
     Raises
     ------
@@ -110,39 +117,28 @@ def verify(path: Path) -> None:
     for name, array in group.arrays():
         grid = array.shards or array.chunks
         expected = math.prod(math.ceil(n / c) for n, c in zip(array.shape, grid, strict=True))
+        inside = f"{path.name}/{name}/"
         found = _chunk_files(path / name)
+        found += sum(1 for file in elsewhere if file.startswith(inside))
         if found != expected:
             raise StoreError(f"{path.name}: {name} has {found} of {expected} chunks")
 
 
 def _chunk_files(folder: Path) -> int:
     return sum(
-        1 for file in _below(folder) if not file.name.startswith(".z") and file.name != "zarr.json"
+        1 for file in below(folder) if not file.name.startswith(".z") and file.name != "zarr.json"
     )
 
 
 def size(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in _below(folder))
+    return sum(file.stat().st_size for file in below(folder))
 
 
-def files(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """Each file below a folder: relative path, bytes, SHA-256."""
-    for file in _below(folder):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        yield file.relative_to(folder).as_posix(), file.stat().st_size, digest
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder in order, one folder at a time.
-
-    Path.rglob (Python 3.11) remembers all that it gave: 70 MB for a hundred thousand.
-    """
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            yield Path(parent, name)
+def files(folder: Path) -> Iterator[tuple[str, Stored]]:
+    """Each file below a folder: relative path, bytes and SHA-256."""
+    for file in below(folder):
+        yield file.relative_to(folder).as_posix(), digest(file)
 
 
 def publish(work: Path, published: Path) -> None:
@@ -165,14 +161,9 @@ def adopt(folder: Path, attempt: int) -> Path | None:
     if not earlier:
         return None
     (folder / str(max(earlier))).rename(mine)
-    for path in _below(mine):
+    for path in below(mine):
         # zarr writes beside, then renames; so do maps and pictures. Zarr v2's metadata is .z...
         beside = path.name.startswith(".") and not path.name.startswith(".z")
         if beside or path.suffix == ".partial":
             path.unlink()
     return mine
-
-
-def discard(folder: Path) -> None:
-    """Remove a folder of unfinished work as far as possible; a sweeper gets the rest."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ place. Who does one records nothing; that it's finished is what the job's worker
 from __future__ import annotations
 
 import functools
+import hashlib
 import pickle
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
@@ -23,7 +24,9 @@ from firnline.cache.chunk_cache import chunk_cache
 from firnline.cache.composite_store import composite_tile, keep_tile, planned_periods
 from firnline.cache.fetch import Fetcher
 from firnline.cache.memory import give_back, shares, use_one_heap
+from firnline.cache.places import Place, Stored, writer
 from firnline.cache.plan import Plan, Tile
+from firnline.errors import StoreError
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,47 +34,66 @@ Raw = np.ndarray[Any, np.dtype[Any]]
 class TileWriter:
     """Takes the stitched variables of tiles one after the other, and writes what is made of them.
 
+    Use as a context manager.
+
     Parameters
     ----------
     plan
         What is made.
-    work
-        The subset's folder.
+    subset, tiles
+        Folders of the subset, and of the composites of tiles.
     processors
         Where chunks are encoded and composites made.
     """
 
-    def __init__(self, plan: Plan, work: Path, processors: Executor) -> None:
-        self._plan, self._work, self._processors = plan, work, processors
+    def __init__(self, plan: Plan, subset: Place, tiles: Place, processors: Executor) -> None:
+        self._plan, self._tiles, self._processors = plan, tiles, processors
+        self._out = writer(subset)
         self._spans = planned_periods(plan)
         self._vx: Raw | None = None
 
-    def write(self, tile: Tile, variable: str, values: Raw) -> bool:
-        """Write a variable ``(layer, y, x)``; whether it was the tile's last."""
+    def __enter__(self) -> TileWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._out.close()
+
+    def write(self, tile: Tile, variable: str, values: Raw) -> dict[str, Stored] | None:
+        """Write a variable ``(layer, y, x)``.
+
+        Returns
+        -------
+        dict or None
+            After the tile's last, when all of the tile is in place: the files that were put
+            outside of this disk.
+        """
         if self._plan.request.pairs:
-            store.write(
-                self._work / store.PAIRS, self._plan, variable, tile, values, self._processors
-            )
+            store.write(self._out, self._plan, variable, tile, values, self._processors)
         if self._spans and variable == "vx":
             self._vx = values.copy()  # the buffer is the next variable's
         if self._vx is not None and variable == "vy":
             found = composite_tile(self._plan, self._vx, values, self._spans, self._processors)
-            keep_tile(self._work, tile, found)
+            keep_tile(self._tiles, tile, found)
             self._vx = None
+        last = variable == self._plan.request.variables[-1]
+        stored = self._out.settle() if last else None
         give_back()
-        return variable == self._plan.request.variables[-1]
+        return stored
 
 
 @dataclass(frozen=True)
 class TileTask:
     """One tile of a job: small, and all that is needed where it is done.
 
-    ``plan`` is the file of :func:`put_plan`, ``work`` the subset's folder; ``memory_limit`` is that
+    ``plan`` is the pickled plan's file, of which ``digest`` is the SHA-256: it may lie where others
+    can write. ``subset`` and ``tiles`` are as of :class:`TileWriter`; ``memory_limit`` is that
     of the process which does it, ``chunks`` and ``chunk_quota`` its chunk cache.
     """
 
-    plan: Path
-    work: Path
+    plan: Place
+    digest: str
+    subset: Place
+    tiles: Place
     tile: int
     concurrency: int
     memory_limit: int
@@ -79,20 +101,21 @@ class TileTask:
     chunk_quota: int
 
 
-def do_tile(task: TileTask) -> dict[str, int]:
+def do_tile(task: TileTask) -> tuple[dict[str, int], dict[str, Stored]]:
     """Fetch, stitch, write and composite one tile.
 
     Returns
     -------
-    dict
-        What was counted: see :class:`firnline.cache.fetch.Counts`.
+    tuple of dict
+        What was counted, see :class:`firnline.cache.fetch.Counts`; and the files as
+        :meth:`TileWriter.write` gives them.
 
     Raises
     ------
-    SourceError
+    SourceError, StoreError
     """
     use_one_heap()
-    plan = _plan(task.plan)
+    plan = _plan(task.plan, task.digest)
     tile = plan.tiles[task.tile]
     fetcher = Fetcher(
         plan,
@@ -101,11 +124,11 @@ def do_tile(task: TileTask) -> dict[str, int]:
         memory=shares(task.memory_limit),
         keeper=chunk_cache(task.chunks, task.chunk_quota),
     )
-    with fetcher:
-        writer = TileWriter(plan, task.work, fetcher.processors)
+    with fetcher, TileWriter(plan, task.subset, task.tiles, fetcher.processors) as out:
+        stored: dict[str, Stored] = {}
         for each, variable, values in fetcher.tiles(in_order(plan, [tile])):
-            writer.write(each, variable, values)
-    return fetcher.counts.as_dict()
+            stored = out.write(each, variable, values) or {}
+    return fetcher.counts.as_dict(), stored
 
 
 def in_order(plan: Plan, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, str]]:
@@ -113,14 +136,10 @@ def in_order(plan: Plan, tiles: Iterable[Tile]) -> Iterator[tuple[Tile, str]]:
     return ((tile, variable) for tile in tiles for variable in plan.request.variables)
 
 
-def put_plan(attempt: Path, plan: Plan) -> Path:
-    """Put a plan where those who do its tiles find it: in the folder of an attempt."""
-    file = attempt / f"plan-{plan.fingerprint[:16]}.pickle"
-    file.write_bytes(pickle.dumps(plan))
-    return file
-
-
 @functools.lru_cache(maxsize=1)
-def _plan(file: Path) -> Plan:
-    plan: Plan = pickle.loads(file.read_bytes())  # the job's own worker wrote it
+def _plan(file: Place, digest: str) -> Plan:
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise StoreError(f"{file} is not the plan that the job's worker wrote")
+    plan: Plan = pickle.loads(data)
     return plan

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Engine
 
-from firnline.cache import eviction, jobs, store
+from firnline.cache import drafts, eviction, jobs
 from firnline.cache.jobs import Job
-from firnline.cache.materialise import materialise, work_folder
+from firnline.cache.materialise import materialise
 from firnline.cache.memory import use_one_heap
 from firnline.errors import (
     ConflictError,
@@ -24,6 +24,8 @@ from firnline.errors import (
     JobLostError,
     SourceRefusedError,
     SourceUnreachableError,
+    StoreError,
+    StoreUnreachableError,
 )
 from firnline.settings import Settings
 
@@ -123,7 +125,6 @@ def run_next(
     use_one_heap()
     say = log.bind(job=job.id, attempt=job.attempt)
     say.info("job claimed")
-    work = work_folder(settings, job)
     try:
         try:
             with Heartbeat(engine, job, settings.lease_seconds, stop, shown) as pulse:
@@ -137,30 +138,30 @@ def run_next(
             raise
         except SourceRefusedError as error:
             jobs.fail(engine, job, str(error))
-            store.discard(work)
+            drafts.discard(settings, job)
             say.warning("job failed", reason=str(error))
-        except SourceUnreachableError as error:
+        except (SourceUnreachableError, StoreUnreachableError) as error:
             # what is finished stays, for the next try
             again = jobs.retry(engine, job, str(error), settings.retry_seconds)
             if not again:
-                store.discard(work)
+                drafts.discard(settings, job)
             say.warning("job put back" if again else "job failed", reason=str(error))
         except FirnlineError as error:
             jobs.fail(engine, job, str(error))
-            store.discard(work)  # after that: only who holds the job may touch its folder
+            drafts.discard(settings, job)  # after that: only who holds the job may touch its folder
             say.warning("job failed", reason=str(error))
         except OSError as error:
             jobs.fail(engine, job, f"the store can't be written: {error.strerror or error}")
-            store.discard(work)
+            drafts.discard(settings, job)
             say.exception("job failed")
         except Exception as error:  # noqa: BLE001  whatever it is, the job must end with a reason
             say.exception("job failed")
             jobs.fail(engine, job, f"internal error: {type(error).__name__}")
-            store.discard(work)
+            drafts.discard(settings, job)
     except JobLostError:
         say.warning("job lost to another worker")  # who has it now has renamed its folder
     except JobDismissedError:
-        store.discard(work)
+        drafts.discard(settings, job)
         say.info("job dismissed")
     return True
 
@@ -172,7 +173,7 @@ def tidy(engine: Engine, settings: Settings) -> None:
             log.info("subset evicted", subset=gone.id, bytes=gone.size)
     except ConflictError:
         log.debug("another process evicts")
-    except (DatabaseError, OSError) as error:
+    except (DatabaseError, StoreError, OSError) as error:
         log.warning("the store can't be tidied now", reason=str(error))
 
 

@@ -24,13 +24,15 @@
     │   ├── SourceCorruptError     bytes came, and are not what they should be
     │   ├── SourceChangedError     a cube was replaced, or grew, while it was read
     │   └── CatalogError           a catalog that is not a readable FeatureCollection
-    ├── StoreError                 the local store is damaged or can't be written
+    ├── StoreError                 the store of subsets is damaged or can't be written
+    │   └── StoreUnreachableError  the bucket that it is in does not answer
     ├── DatabaseError              the database can't be reached or is not migrated
     └── JobError                   a job failed for good
         ├── JobLostError           this worker no longer holds the job's lease
         └── JobDismissedError      the job was dismissed while it ran
 
-An outage (:class:`SourceUnreachableError`, :class:`DatabaseError`) is never an empty result.
+An outage (:class:`SourceUnreachableError`, :class:`StoreUnreachableError`, :class:`DatabaseError`)
+is never an empty result.
 The command line exits with 2 on an :class:`InputError` and with 1 on the others;
 ``firnline.api.errors`` maps each class to its HTTP status.
 """
@@ -127,7 +129,11 @@ class CatalogError(SourceError):
 
 
 class StoreError(FirnlineError):
-    """The local store is damaged or can't be written."""
+    """The store of subsets is damaged or can't be written."""
+
+
+class StoreUnreachableError(StoreError):
+    """The bucket that subsets are stored in did not answer: refused, timed out, or 5xx."""
 
 
 class DatabaseError(FirnlineError):

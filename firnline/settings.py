@@ -5,6 +5,7 @@ Nothing here is read at import time: make a :class:`Settings` and hand it on.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,7 +60,9 @@ class Settings(BaseSettings):
         "variables or of the machine's role, comma-separated; others are read anonymously.",
     )
     cache_url: str = Field(
-        "", description="Directory of the materialised subsets; empty: DATA_DIR/cache."
+        "",
+        description="Where the materialised subsets are: a directory, or s3://bucket/prefix with "
+        "the credentials of the AWS_... variables or of the machine's role. Empty: DATA_DIR/cache.",
     )
     cache_quota: ByteSize = Field(
         ByteSize(0),
@@ -84,7 +87,8 @@ class Settings(BaseSettings):
     dask_scheduler: str = Field(
         "",
         description="Address of a Dask scheduler, as tcp://host:8786, whose workers do the tiles "
-        "of jobs; they see DATA_DIR and the cache under the same paths. Empty: threads.",
+        "of jobs; they see DATA_DIR and the cache under the same paths, if that is not in a "
+        "bucket. Empty: threads.",
     )
     max_aoi_km2: float = Field(
         100_000.0, gt=0, description="Largest area of a materialisation, in square kilometres."
@@ -132,6 +136,13 @@ class Settings(BaseSettings):
         "INFO", description="Least level that is logged."
     )
 
+    @field_validator("cache_url")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        if "://" in value and not re.fullmatch(r"s3://[^/?#\s]+(/[^?#\s]*)?", value):
+            raise ValueError("accepted: a directory, or s3://bucket/prefix")
+        return value
+
     @field_validator(
         "catalog_urls",
         "mosaic_roots",
@@ -154,8 +165,19 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """The directory of the materialised subsets in force."""
-        return Path(self.cache_url) if self.cache_url else self.data_dir / "cache"
+        """The directory of the materialised subsets, or of the work at those in a bucket."""
+        local = self.cache_url and not self.cache_in_bucket
+        return Path(self.cache_url) if local else self.data_dir / "cache"
+
+    @property
+    def cache_in_bucket(self) -> bool:
+        """Whether the materialised subsets are in a bucket."""
+        return self.cache_url.startswith("s3://")
+
+    @property
+    def cache_place(self) -> str:
+        """Where the materialised subsets are, for people."""
+        return self.cache_url or str(self.cache_dir)
 
     def environment(self) -> dict[str, str]:
         """The variables that give another process these settings."""

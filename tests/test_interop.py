@@ -26,7 +26,7 @@ import xarray as xr
 
 import firnline
 from firnline.cache import jobs, worker
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.request import Request
 from firnline.database import connect
 from firnline.settings import Settings
@@ -64,7 +64,7 @@ def served(sample: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     engine = connect(settings.database)
     asked = [Request.parse({**area, **more}, settings) for more in ({}, other)]
     done = [worker.finish(engine, settings, jobs.submit(engine, one)) for one in asked]
-    folder = subset_folder(engine, settings, str(done[0].subset))
+    folder = subset_place(engine, settings, str(done[0].subset))
     engine.dispose()
     with serving(settings) as url:
         collection = pystac_client.Client.open(url).get_collection("subsets")

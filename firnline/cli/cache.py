@@ -50,13 +50,13 @@ def list_stored(as_json: Json = False) -> None:
 
 def show_stored(id: str) -> None:
     """Print the STAC item of a subset and where its files are, as JSON."""
-    from firnline.cache.opening import subset_folder
+    from firnline.cache.opening import subset_place
     from firnline.database import get_item, reading
     from firnline.errors import NotFoundError
 
     settings = load_settings()
     engine = open_database(settings)
-    folder = subset_folder(engine, settings, id)
+    folder = subset_place(engine, settings, id)
     with reading(engine) as connection:
         content = get_item(connection, "subsets", id)
     if content is None:

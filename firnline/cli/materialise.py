@@ -82,7 +82,7 @@ def materialise(
     """Materialise an area and a period into one local store with composites and strain rates."""
     from firnline.cache import worker
     from firnline.cache.materialise import plan_request
-    from firnline.cache.opening import ask, check, subset_folder
+    from firnline.cache.opening import ask, check, subset_place
     from firnline.cache.request import Request
 
     settings = load_settings()
@@ -132,7 +132,7 @@ def materialise(
         "item": job.subset,
     }
     if job.subset is not None:
-        answer["folder"] = str(subset_folder(engine, settings, job.subset))
+        answer["folder"] = str(subset_place(engine, settings, job.subset))
     if as_json:
         print_json(answer)
     elif job.status != "failed":

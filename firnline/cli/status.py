@@ -54,7 +54,7 @@ def status(
                 "version": __version__,
                 "database": shown_url(settings.database),
                 **known,
-                "cache": str(settings.cache_dir),
+                "cache": settings.cache_place,
                 "harvests": harvests,
                 "needs": todo,
             }
@@ -149,6 +149,8 @@ def _full(known: dict[str, Any], settings: Settings) -> list[str]:
             f"The store has {_size(used)}, more than its quota of {_size(quota)}: what is pinned "
             "or in use can't go. Unpin subsets, or raise FIRNLINE_CACHE_QUOTA."
         )
+    if settings.cache_in_bucket:
+        return said
     place = settings.cache_dir.absolute()
     while not place.exists():
         place = place.parent
@@ -173,7 +175,7 @@ def _figures(known: dict[str, Any], settings: Settings) -> list[str]:
         f"items      {items or 'none'}{retired}",
         f"jobs       {jobs or 'none'}",
         f"store      {_count(subsets['count'], 'subset')}, {_size(subsets['bytes'])}{quota}, in "
-        f"{settings.cache_dir}",
+        f"{settings.cache_place}",
     ]
 
 

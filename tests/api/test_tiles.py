@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from firnline.api.app import create_app
 from firnline.cache import jobs, worker
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.request import Request
 from firnline.database import connect
 
@@ -55,7 +55,7 @@ def subset(sample: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Su
     job = worker.finish(engine, settings, jobs.submit(engine, Request.parse(asked, settings)))
     assert job.subset is not None, job.message
     http = TestClient(create_app(settings, engine), raise_server_exceptions=False)
-    folder = subset_folder(engine, settings, job.subset)
+    folder = subset_place(engine, settings, job.subset)
     yield Subset(http, folder, f"/collections/subsets/items/{job.subset}")
     engine.dispose()
 

@@ -20,7 +20,7 @@ from shapely.geometry import box
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.plan import make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes, open_cube
@@ -62,7 +62,7 @@ def test_a_polygon_with_a_hole_is_stored_with_its_hole_filled(
         job = ended(engine, settings, **inputs)
         assert job.status == "successful"
         assert job.subset is not None
-        folder = subset_folder(engine, settings, job.subset)
+        folder = subset_place(engine, settings, job.subset)
         stores.append(xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False).load())
     np.testing.assert_array_equal(stores[0].vx, stores[1].vx)
     assert (stores[0].vx != -32767).any()
@@ -82,7 +82,7 @@ def test_an_area_that_touches_a_cube_s_edge_has_no_pixel_of_it(
     job = ended(engine, settings, bbox=[right - 0.01, middle, right + 600, middle + 100])
     assert job.subset is not None, job.message
     got = xr.open_zarr(
-        subset_folder(engine, settings, job.subset) / "pairs.zarr", mask_and_scale=False
+        subset_place(engine, settings, job.subset) / "pairs.zarr", mask_and_scale=False
     )
     assert got.x.values.tolist() == [right - 60]
     want = {g: group["vx"][n, 39:41, -1] for n, g in enumerate(cubes[1].granules)}

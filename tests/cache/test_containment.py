@@ -17,7 +17,7 @@ from sqlalchemy import Engine, update
 
 from firnline.cache import jobs, worker
 from firnline.cache.containment import contains, find_container
-from firnline.cache.opening import ask, subset_folder
+from firnline.cache.opening import ask, subset_place
 from firnline.cache.plan import PairTable, _table
 from firnline.cache.request import Request
 from firnline.cache.sources import OpenCube
@@ -123,7 +123,7 @@ OUTER: dict[str, Any] = {
 def run(engine: Engine, settings: Settings, asked: Request) -> Path:
     done = worker.finish(engine, settings, ask(engine, settings, asked))
     assert (done.status, done.message) == ("successful", "done")
-    return subset_folder(engine, settings, asked.subset_id)
+    return subset_place(engine, settings, asked.subset_id)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -224,7 +224,7 @@ def test_what_can_not_answer_does_not(
     elif why == "variable":
         inputs["variables"] = ["vx", "v"]
     elif why == "damaged":
-        shutil.rmtree(subset_folder(engine, settings, outer.subset_id) / "cubes")
+        shutil.rmtree(subset_place(engine, settings, outer.subset_id) / "cubes")
     elif why == "itself":
         inputs = {**OUTER, "bbox": sample.mirror.aoi}
     assert find_container(engine, settings, Request.parse(inputs, settings)) is None
@@ -238,7 +238,7 @@ def test_a_subset_that_goes_away_while_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Zarr makes missing values of chunks that are gone: the job begins anew, from the cubes."""
-    folder = subset_folder(engine, settings, outer.subset_id)
+    folder = subset_place(engine, settings, outer.subset_id)
     asked = Request.parse({**OUTER, "bbox": window(sample, 0.4, 0.4, 0.6, 0.6)}, settings)
     from firnline.cache.containment import StoredTiles
 

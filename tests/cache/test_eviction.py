@@ -46,7 +46,7 @@ def make(database: Engine, settings: Settings) -> Make:
         folder = settings.cache_dir / "subsets" / request.subset_id / "generation"
         (folder / "pairs.zarr").mkdir(parents=True)
         (folder / "pairs.zarr" / "0").write_bytes(b"x" * size)
-        record = {path: {"size": size, "sha256": digest} for path, size, digest in files(folder)}
+        record = {path: stored._asdict() for path, stored in files(folder)}
         (folder / "provenance.json").write_text(json.dumps({"files": record}))
         with writing(database) as connection:
             put_subset(
@@ -305,4 +305,4 @@ def _holds() -> Iterator[None]:
 
 def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert list(files(tmp_path)) == [("a", 3, hashlib.sha256(b"abc").hexdigest())]
+    assert list(files(tmp_path)) == [("a", (3, hashlib.sha256(b"abc").hexdigest()))]

@@ -19,22 +19,35 @@ import pytest
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
+from firnline.cache.bucket import BucketPath
 from firnline.cache.materialise import plan_request
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
+from firnline.cache.places import Place, below
 from firnline.cache.request import Request
+from firnline.cache.tiles import TileTask, do_tile
 from firnline.database import connect
+from firnline.errors import StoreError
 from firnline.indexer.mirror import Fault, Faults
 from firnline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "provenance.json"
-    }
+def contents(folder: Place) -> dict[str, bytes]:
+    names = (
+        folder.files()
+        if isinstance(folder, BucketPath)
+        else [path.relative_to(folder).as_posix() for path in below(folder)]
+    )
+    return {name: (folder / name).read_bytes() for name in names if name != "provenance.json"}
+
+
+@pytest.fixture
+def in_bucket(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of a bucket; who is started from now on has its credentials."""
+    for name, value in s3_server.credentials.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://private/{tmp_path.name}"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,7 @@ def by_threads(
     engine = connect(other.database)
     job = worker.finish(engine, other, jobs.submit(engine, asked))
     assert job.status == "successful", job.message
-    found = contents(subset_folder(engine, other, asked.subset_id))
+    found = contents(subset_place(engine, other, asked.subset_id))
     engine.dispose()
     return found
 
@@ -88,7 +101,7 @@ def test_any_executor_gives_the_same(
     monkeypatch.setattr("firnline.cache.materialise.tile_executor", made)
     job = worker.finish(engine, small, jobs.submit(engine, asked))
     assert (job.status, job.message) == ("successful", "done")
-    assert contents(subset_folder(engine, small, asked.subset_id)) == by_threads
+    assert contents(subset_place(engine, small, asked.subset_id)) == by_threads
 
 
 def test_what_a_tile_fails_of_the_job_fails_of(
@@ -103,6 +116,16 @@ def test_what_a_tile_fails_of_the_job_fails_of(
     assert job.status == "failed"
     assert "403" in job.message
     assert list((small.cache_dir / "work").iterdir()) == []
+
+
+def test_a_plan_that_another_wrote_is_not_opened(
+    engine: Engine, small: Settings, asked: Request, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan"
+    file.write_bytes(pickle.dumps(plan_request(engine, small, asked)))
+    task = TileTask(file, "0" * 64, tmp_path, tmp_path, 0, 1, 1, tmp_path, 0)
+    with pytest.raises(StoreError, match="is not the plan that the job's worker wrote"):
+        do_tile(task)
 
 
 def test_a_plan_travels(sample: Any, engine: Engine, small: Settings, asked: Request) -> None:
@@ -157,15 +180,20 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", ["directory", "bucket"])
 def test_a_cluster_that_loses_a_worker_gives_the_same(
+    kind: str,
     sample: Any,
     engine: Engine,
     small: Settings,
     asked: Request,
     by_threads: dict[str, bytes],
+    in_bucket: str,
     cluster: Cluster,
 ) -> None:
     far = small.model_copy(update={"dask_scheduler": cluster.address, "concurrency": 2})
+    if kind == "bucket":
+        far = far.model_copy(update={"cache_url": in_bucket})
     killed_at: list[int] = []
 
     def kill(progress: int, message: str) -> None:
@@ -182,8 +210,10 @@ def test_a_cluster_that_loses_a_worker_gives_the_same(
     assert killed_at
     assert killed_at[0] < 90
     assert cluster.workers[0].wait(5) != 0
-    assert contents(subset_folder(engine, far, asked.subset_id)) == by_threads
-    assert list((far.cache_dir / "work").iterdir()) == []
+    place = subset_place(engine, far, asked.subset_id)
+    assert isinstance(place, BucketPath) is (kind == "bucket")
+    assert contents(place) == by_threads
+    assert not list((far.cache_dir / "work").glob("*/*"))
 
 
 def test_a_scheduler_that_is_not_there(

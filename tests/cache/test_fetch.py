@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from firnline import web
 from firnline.cache import jobs, worker
 from firnline.cache.jobs import Job
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.request import Request
 from firnline.database import connect, migrate
 from firnline.indexer.harvest import harvest
@@ -103,7 +103,7 @@ class Installation:
         job = self.job(bbox)
         assert (job.status, job.message) == ("successful", "done")
         assert job.subset is not None
-        self.folder = subset_folder(self.engine, self.settings, job.subset)
+        self.folder = subset_place(self.engine, self.settings, job.subset)
         return xr.open_zarr(self.folder / "pairs.zarr", mask_and_scale=False).load()
 
     @property

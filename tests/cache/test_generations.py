@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
 from firnline.cache.materialise import plan_request
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
 from firnline.errors import NoCoverageError
@@ -74,7 +74,7 @@ def run(engine: Engine, settings: Settings, **inputs: Any) -> tuple[Path, dict[s
     with reading(engine) as connection:
         content = get_item(connection, "subsets", job.subset)
     assert content is not None
-    return subset_folder(engine, settings, job.subset), json.loads(content)
+    return subset_place(engine, settings, job.subset), json.loads(content)
 
 
 def brute_force(mirror: Mirror, aoi: tuple[float, ...]) -> dict[str, Any]:

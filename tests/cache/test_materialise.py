@@ -18,7 +18,7 @@ from shapely.geometry import Point, box
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
-from firnline.cache.opening import open_subset, subset_folder
+from firnline.cache.opening import open_subset, subset_place
 from firnline.cache.request import Request
 from firnline.database import get_item, reading
 from firnline.indexer.mirror import Fault, Faults
@@ -37,7 +37,7 @@ def run(engine: Engine, settings: Settings, **inputs: Any) -> tuple[Path, dict[s
     with reading(engine) as connection:
         content = get_item(connection, "subsets", done.subset)
     assert content is not None
-    return subset_folder(engine, settings, done.subset), json.loads(content)
+    return subset_place(engine, settings, done.subset), json.loads(content)
 
 
 def brute_force(
@@ -587,7 +587,7 @@ def test_a_subset_whose_files_are_gone_is_made_again(
     assert job.status == "accepted"
     done = worker.finish(engine, settings, job)
     assert (done.status, done.subset) == ("successful", item["id"])
-    assert (subset_folder(engine, settings, item["id"]) / "pairs.zarr").is_dir()
+    assert (subset_place(engine, settings, item["id"]) / "pairs.zarr").is_dir()
 
 
 def test_progress_tells_what_is_left(sample: Any, engine: Engine, settings: Settings) -> None:

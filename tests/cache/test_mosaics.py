@@ -27,7 +27,7 @@ import firnline
 from firnline.api.app import create_app
 from firnline.cache import jobs, worker
 from firnline.cache.materialise import plan_request
-from firnline.cache.opening import ask, subset_folder
+from firnline.cache.opening import ask, subset_place
 from firnline.cache.refresh import refresh
 from firnline.cache.request import Request
 from firnline.cache.strain import strain_rates
@@ -72,7 +72,7 @@ def run(engine: Engine, settings: Settings, **inputs: Any) -> tuple[Path, dict[s
     with reading(engine) as connection:
         content = get_item(connection, "subsets", job.subset)
     assert content is not None
-    return subset_folder(engine, settings, job.subset), json.loads(content)
+    return subset_place(engine, settings, job.subset), json.loads(content)
 
 
 # --- the sample, over HTTP

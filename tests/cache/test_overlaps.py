@@ -15,7 +15,7 @@ from pyproj import Transformer
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
 from firnline.indexer.flow import FlowField
@@ -76,7 +76,7 @@ def run(engine: Engine, settings: Settings, **more: Any) -> tuple[xr.Dataset, di
     assert job.subset is not None
     with reading(engine) as connection:
         assert get_item(connection, "subsets", job.subset) is not None
-    folder = subset_folder(engine, settings, job.subset)
+    folder = subset_place(engine, settings, job.subset)
     provenance = json.loads((folder / "provenance.json").read_text())
     return xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False).load(), provenance
 

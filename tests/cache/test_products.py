@@ -15,7 +15,7 @@ from rio_cogeo.cogeo import cog_validate
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.request import Request
 from firnline.database import get_item, reading
 from firnline.settings import Settings
@@ -34,7 +34,7 @@ def run(engine: Engine, settings: Settings, **inputs: Any) -> tuple[Path, dict[s
     with reading(engine) as connection:
         content = get_item(connection, "subsets", job.subset)
     assert content is not None
-    return subset_folder(engine, settings, job.subset), json.loads(content)
+    return subset_place(engine, settings, job.subset), json.loads(content)
 
 
 @pytest.mark.skipif(not schemas.SCHEMAS.is_dir(), reason="the STAC schemas are not here")

@@ -15,7 +15,7 @@ import zarr
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
-from firnline.cache.opening import ask, subset_folder
+from firnline.cache.opening import ask, subset_place
 from firnline.cache.refresh import mark_stale, refresh
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
@@ -102,7 +102,7 @@ def finish(place: Place, job: jobs.Job | None) -> Path:
     done = worker.finish(place.engine, place.settings, job)
     assert (done.status, done.message) == ("successful", "done")
     assert done.subset is not None
-    return subset_folder(place.engine, place.settings, done.subset)
+    return subset_place(place.engine, place.settings, done.subset)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -145,7 +145,7 @@ def test_a_grown_cube_costs_its_changed_chunks(place: Place, tmp_path: Path) -> 
     assert place.harvest() == [request.subset_id]
     assert place.harvest() == [], "it's said once"
     assert item(place, request.subset_id)["properties"]["firnline:stale"] is True
-    assert subset_folder(place.engine, place.settings, request.subset_id) == before
+    assert subset_place(place.engine, place.settings, request.subset_id) == before
 
     place.server.clear()
     job = ask(place.engine, place.settings, request)
@@ -181,7 +181,7 @@ def test_refresh_asks_the_sources_themselves(place: Place) -> None:
     assert again is not None
     assert again.id == job.id
     assert item(place, request.subset_id)["properties"]["firnline:stale"] is True
-    assert subset_folder(place.engine, place.settings, request.subset_id) == before
+    assert subset_place(place.engine, place.settings, request.subset_id) == before
     after = finish(place, job)
     assert after != before
     assert refresh(place.engine, place.settings, request.subset_id) is None

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec
 
 from firnline.cache import shards
+from firnline.cache.places import writer
 
 FILL = np.int16(-32767)
 
@@ -60,9 +61,10 @@ def test_zarr_reads_what_was_written(
         _, high, wide = shard or chunk
         for y in range(0, shape[1], high):
             for x in range(0, shape[2], wide):
+                part = values[:, y : y + high, x : x + wide]
                 shards.write(
-                    path / "vx", values[:, y : y + high, x : x + wide], corner=(0, y, x),
-                    chunk=chunk, shard=shard, fill_value=FILL, processors=processors,
+                    writer(path / "vx").put, part, corner=(0, y, x), chunk=chunk, shard=shard,
+                    fill_value=FILL, processors=processors,
                 )  # fmt: skip
         got = zarr.open_array(path, path="vx", mode="r")
         np.testing.assert_array_equal(got[...], values)
@@ -72,8 +74,8 @@ def test_missing_chunks_take_no_room(tmp_path: Path, processors: ThreadPoolExecu
     """A chunk without a value is left out of its shard, the shard is written all the same."""
     values = np.full((8, 4, 4), FILL)
     shards.write(
-        tmp_path, values, corner=(0, 0, 0), chunk=(4, 2, 2), shard=(8, 4, 4), fill_value=FILL,
-        processors=processors,
+        writer(tmp_path).put, values, corner=(0, 0, 0), chunk=(4, 2, 2), shard=(8, 4, 4),
+        fill_value=FILL, processors=processors,
     )  # fmt: skip
     # an index of 8 chunks of two 8-byte numbers, and its checksum
     assert (tmp_path / "c/0/0/0").stat().st_size == 8 * 16 + 4
@@ -86,8 +88,8 @@ def test_a_damaged_index_is_noticed(tmp_path: Path, processors: ThreadPoolExecut
         compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), fill_value=FILL,
     )  # fmt: skip
     shards.write(
-        path / "vx", np.ones((4, 2, 2), "i2"), corner=(0, 0, 0), chunk=(2, 2, 2), shard=(4, 2, 2),
-        fill_value=FILL, processors=processors,
+        writer(path / "vx").put, np.ones((4, 2, 2), "i2"), corner=(0, 0, 0), chunk=(2, 2, 2),
+        shard=(4, 2, 2), fill_value=FILL, processors=processors,
     )  # fmt: skip
     file = path / "vx/c/0/0/0"
     raw = bytearray(file.read_bytes())

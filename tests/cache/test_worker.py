@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event, select
 from firnline.cache import jobs, store, worker
 from firnline.cache.jobs import Job
 from firnline.cache.materialise import plan_request
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.cache.plan import Plan
 from firnline.cache.request import Request
 from firnline.database import connect, get_item, migrate, reading
@@ -135,7 +135,7 @@ def undisturbed(
     engine = connect(other.database)
     job = worker.finish(engine, other, jobs.submit(engine, asked))
     assert job.status == "successful", job.message
-    files = digests(subset_folder(engine, other, asked.subset_id))
+    files = digests(subset_place(engine, other, asked.subset_id))
     engine.dispose()
     return files
 
@@ -239,7 +239,7 @@ def test_killed_workers_make_the_undisturbed_subset(
         if killed.living:
             assert chunk_requests(sample) == chunks_of(plan, tiles - done), "only what was not done"
         assert generation(engine) != before
-        assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+        assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
         assert generation(engine) in complete_generations(small, asked)
         assert list((small.cache_dir / "work").iterdir()) == []
 
@@ -265,7 +265,7 @@ def test_a_stalled_worker_finds_that_it_has_lost(
     wait_for(lambda: not jobs.get(engine, job.id).living)
     ended = jobs.get(engine, job.id)
     assert (ended.status, ended.message) == ("successful", "done")
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
     assert complete_generations(small, asked) == [generation(engine)]
     assert list((small.cache_dir / "work").iterdir()) == []
     assert first.poll() is None, "it goes on with other jobs"
@@ -318,7 +318,7 @@ def test_a_source_that_goes_away_in_the_middle_is_waited_for(
     plan = plan_request(engine, small, asked)
     rest = {tile.index for tile in plan.tiles} - done
     assert chunk_requests(sample) == chunks_of(plan, rest)
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -350,7 +350,7 @@ def test_a_worker_that_is_stopped_hands_its_job_back(
     plan = plan_request(engine, small, asked)
     rest = {tile.index for tile in plan.tiles} - done
     assert chunk_requests(sample) == chunks_of(plan, rest)
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
 
 
 def test_a_job_that_is_dismissed_leaves_nothing(
@@ -419,7 +419,7 @@ def test_a_crash_after_the_last_tile_fetches_nothing_again(
     ended = jobs.get(engine, job.id)
     assert (ended.status, ended.message, ended.attempt) == ("successful", "done", 2)
     assert chunk_requests(sample) == Counter()
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
     assert complete_generations(small, asked) == [generation(engine)]
     assert list((small.cache_dir / "work").iterdir()) == []
 
@@ -442,7 +442,7 @@ def test_a_crash_between_moving_and_registering_is_mended(
     assert claim_and_run(engine, small, "second")
     ended = jobs.get(engine, job.id)
     assert (ended.status, ended.attempt) == ("successful", 2)
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
     assert generation(engine) in complete_generations(small, asked)
     assert list((small.cache_dir / "work").iterdir()) == []
 
@@ -616,7 +616,7 @@ def test_a_half_written_store_is_not_where_readers_look_and_is_finished_later(
     expire(engine, jobs.get(engine, job.id))
     assert claim_and_run(engine, small, "second")
     assert jobs.get(engine, job.id).message == "done"
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
 
 
 def test_a_database_server_that_crashes_in_the_middle(
@@ -647,7 +647,7 @@ def test_a_database_server_that_crashes_in_the_middle(
             wait_for(lambda: not jobs.get(engine, job.id).living, 60)
             ended = jobs.get(engine, job.id)
             assert (ended.status, ended.message) == ("successful", "done")
-            assert digests(subset_folder(engine, settings, asked.subset_id)) == undisturbed
+            assert digests(subset_place(engine, settings, asked.subset_id)) == undisturbed
             assert "Traceback" not in (tmp_path / "workers.log").read_text()
         finally:
             sample.server.latency = 0.0
@@ -686,4 +686,4 @@ def test_a_full_disk_is_a_reason_and_leaves_nothing(
     # with room the same request is done
     ended = worker.finish(engine, small, jobs.submit(engine, asked))
     assert ended.status == "successful", ended.message
-    assert digests(subset_folder(engine, small, asked.subset_id)) == undisturbed
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed

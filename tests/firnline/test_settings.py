@@ -96,6 +96,23 @@ def test_what_follows_from_others(tmp_path: Path) -> None:
     assert (other.database, other.cache_dir) == ("sqlite:///x.db", Path("/mnt/cache"))
 
 
+def test_a_cache_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=tmp_path, cache_url="s3://bucket/a/b")
+    assert settings.cache_dir == tmp_path / "cache", "where work is done"
+    assert settings.cache_place == "s3://bucket/a/b"
+    assert Settings(data_dir=tmp_path).cache_place == str(tmp_path / "cache")
+    for url in (
+        "s3://",
+        "s3:///a",
+        "https://bucket/a",
+        "gs://bucket/a",
+        "s3://bucket/a?b",
+        "s3://b c",
+    ):
+        with pytest.raises(ValidationError, match="accepted: a directory, or s3://bucket/prefix"):
+            Settings(cache_url=url)
+
+
 def test_a_dotenv_file_is_read_and_the_environment_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

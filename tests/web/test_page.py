@@ -21,7 +21,7 @@ from shapely.geometry import box
 
 from firnline import keys
 from firnline.cache import jobs
-from firnline.cache.opening import subset_folder
+from firnline.cache.opening import subset_place
 from firnline.service import Service
 
 to_metres = Transformer.from_crs(4326, 3413, always_xy=True)
@@ -117,7 +117,7 @@ def test_from_a_drawn_box_to_the_numbers(sample: Any, served: Any, open_page: An
     page.wait_for_selector("#job-message:has-text('Done')", timeout=60_000)
     page.wait_for_selector("#controls:not([hidden])")
     subset = page.input_value("#subset")
-    folder = subset_folder(served.service.engine, served.settings, subset)
+    folder = subset_place(served.service.engine, served.settings, subset)
     composite = xr.open_zarr(folder / "composite.zarr").load()
     assert page.inner_text("#time-text") == "2020"
 
