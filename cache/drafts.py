@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -66,16 +66,18 @@ class Draft(Protocol):
     def manifest(self, counts: Mapping[str, int], stored: Mapping[str, Stored]) -> Manifest:
         """What the checkpoint of a tile says."""
 
-    def gather(self) -> None:
-        """Have the composites of all tiles on this machine."""
+    def gather(self, check: Callable[[], None]) -> None:
+        """Have the composites of all tiles on this machine; `check` may end it by raising."""
 
     def keep(self, plan: Planned) -> tuple[Place, str]:
         """Put a plan where those who do its tiles find it; the file and its SHA-256."""
 
-    def publish(self, elsewhere: Mapping[str, Stored]) -> tuple[str, int]:
+    def publish(
+        self, elsewhere: Mapping[str, Stored], check: Callable[[], None]
+    ) -> tuple[str, int]:
         """Have it where readers look once the database says so, and whole.
 
-        `elsewhere` is what tiles have put outside of `work`.
+        `elsewhere` is what tiles have put outside of `work`; `check` may end it by raising.
 
         Returns
         -------
@@ -177,13 +179,15 @@ class _DiskDraft:
     def manifest(self, counts: Mapping[str, int], stored: Mapping[str, Stored]) -> Manifest:
         return dict(counts)
 
-    def gather(self) -> None:
+    def gather(self, check: Callable[[], None]) -> None:
         return
 
     def keep(self, plan: Planned) -> tuple[Place, str]:
         return _keep(self.work.parent, plan)
 
-    def publish(self, elsewhere: Mapping[str, Stored]) -> tuple[str, int]:
+    def publish(
+        self, elsewhere: Mapping[str, Stored], check: Callable[[], None]
+    ) -> tuple[str, int]:
         generation = _now()
         published = self._settings.cache_dir / "subsets" / _subset_id(self._job) / generation
         store.publish(self.work, published)
@@ -260,23 +264,25 @@ class _BucketDraft:
             "files": [[path, *about] for path, about in stored.items()],
         }
 
-    def gather(self) -> None:
+    def gather(self, check: Callable[[], None]) -> None:
         here = self.work.parent / TILES
         here.mkdir(exist_ok=True)
         there = self._beside / TILES
-        places.download((there / name, here / name) for name in there.files())
+        places.download(((there / name, here / name) for name in there.files()), check)
 
     def keep(self, plan: Planned) -> tuple[Place, str]:
         return _keep(self._beside, plan)
 
-    def publish(self, elsewhere: Mapping[str, Stored]) -> tuple[str, int]:
+    def publish(
+        self, elsewhere: Mapping[str, Stored], check: Callable[[], None]
+    ) -> tuple[str, int]:
         record = self.work / RECORD
         here = {
             path.relative_to(self.work).as_posix(): path.stat().st_size
             for path in places.below(self.work)
         }
         files = (self.work / name for name in here if name != RECORD)
-        places.upload(self.work, files, self._generation)
+        places.upload(self.work, files, self._generation, check)
         expected = {path: about.size for path, about in elsewhere.items()} | here
         del expected[RECORD]
         found = self._generation.files()

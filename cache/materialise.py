@@ -151,7 +151,7 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
             elsewhere = _put_elsewhere(manifests)
             made = _from_pairs(plan, draft, manifests, elsewhere, pulse, began, container)
         pulse.check()
-        generation, size = draft.publish(elsewhere)
+        generation, size = draft.publish(elsewhere, pulse.check)
         made = products.with_record(made, size)
         try:
             products.register(engine, job, request, made, generation)
@@ -175,7 +175,7 @@ def _from_pairs(
     give_back()
     if spans:
         pulse.say(90, "composites and strain rates")
-        draft.gather()
+        draft.gather(pulse.check)
         write_composites(plan, work, work.parent / drafts.TILES, spans)
         if plan.request.strain:
             write_strain(plan, work, spans)

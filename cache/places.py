@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -163,22 +163,33 @@ def writer(folder: Place) -> Writer:
     return _DiskWriter(folder) if isinstance(folder, Path) else _BucketWriter(folder)
 
 
-def upload(folder: Path, files: Iterable[Path], to: BucketPath) -> None:
-    """Put files below a folder of this machine to the same paths below one of a bucket."""
-    _all(lambda file: (to / file.relative_to(folder).as_posix()).upload(file), files)
+def upload(
+    folder: Path, files: Iterable[Path], to: BucketPath, check: Callable[[], None] = lambda: None
+) -> None:
+    """Put files below a folder of this machine to the same paths below one of a bucket.
+
+    `check` is called now and then; what it raises ends this.
+    """
+
+    def put(file: Path) -> None:
+        (to / file.relative_to(folder).as_posix()).upload(file)
+
+    _each(put, files, check)
 
 
-def download(files: Iterable[tuple[BucketPath, Path]]) -> None:
-    """Fetch files of a bucket."""
-    _all(lambda pair: pair[0].download(pair[1]), files)
+def download(
+    files: Iterable[tuple[BucketPath, Path]], check: Callable[[], None] = lambda: None
+) -> None:
+    """Fetch files of a bucket; `check` as of :func:`upload`."""
+    _each(lambda pair: pair[0].download(pair[1]), files, check)
 
 
-def _all(do: Any, what: Iterable[Any]) -> None:
+def _each(do: Callable[[Any], None], what: Iterable[Any], check: Callable[[], None]) -> None:
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="transfer") as pool:
         pending = [pool.submit(do, each) for each in what]
         try:
             for each in pending:
                 each.result()
+                check()
         finally:
-            for each in pending:
-                each.cancel()
+            pool.shutdown(cancel_futures=True)

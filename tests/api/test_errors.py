@@ -36,6 +36,7 @@ def test_every_error_has_a_status_that_fits_its_kind(error: type[Exception]) -> 
             errors.QuotaError: 429,
             errors.JobDismissedError: 409,
             errors.DatabaseError: 503,
+            errors.StoreUnreachableError: 503,
         }.get(error, 500)
 
 
