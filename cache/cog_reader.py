@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import rasterio
 from affine import Affine
 from pyproj import CRS
 from pyproj.exceptions import CRSError as ProjError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window
 
 from firnline.cache.fetch import Counts
 from firnline.chunks import Keeper, Kept
@@ -85,6 +82,8 @@ class RemoteCog:
             The file is another one by now.
         SourceUnreachableError, SourceMissingError, SourceCorruptError
         """
+        from rasterio.windows import Window
+
         with self._opened() as raster:
             return np.asarray(raster.read(1, window=Window.from_slices(rows, columns)))
 
@@ -93,6 +92,10 @@ class RemoteCog:
         """Open for a moment: rasterio (1.4) crashes where a file of an opener goes on in a thread,
         or a context, that did not open it. All that this reads again is in memory.
         """
+        # of no use to jobs of cubes, 15 MB
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
         try:
             with rasterio.open(_NAME, driver="GTiff", opener=self._open) as raster:
                 yield raster

@@ -187,6 +187,7 @@ def _from_pairs(
         spans,
         _counts(manifests),
         seconds=time.monotonic() - began,
+        memory_limit=settings.memory_limit,
         container=container,
         elsewhere=elsewhere,
     )
@@ -215,7 +216,9 @@ def _from_mosaics(
     _verify_stores(work)
     pulse.say(95, "maps and provenance")
     seconds = time.monotonic() - began
-    return mosaic_products.make(plan, work, counts, sources, seconds=seconds)
+    return mosaic_products.make(
+        plan, work, counts, sources, seconds=seconds, memory_limit=settings.memory_limit
+    )
 
 
 def _verify_stores(work: Path, elsewhere: Collection[str] = ()) -> None:

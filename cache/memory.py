@@ -12,6 +12,10 @@ _LEAST_KEPT = 2_000_000
 """Bytes of chunks that tiles share: without any, each would be fetched up to four times."""
 
 
+_SHORT = 400_000_000
+"""Limit in bytes below which maps and pictures, 100 MB with their libraries, are made apart."""
+
+
 @dataclass(frozen=True)
 class Shares:
     """Bytes for each of what grows with what it's given; there is less elsewhere.
@@ -32,6 +36,11 @@ def shares(limit: int) -> Shares:
     room = max(0, limit - _PROCESS)
     kept = max(room // 12, min(limit // 8, _LEAST_KEPT))
     return Shares(buffer=room // 14, held=room // 4, ahead=room // 6, kept=kept)
+
+
+def is_short(limit: int) -> bool:
+    """Whether a job under this limit has no memory for what a process of its own can do."""
+    return limit < _SHORT
 
 
 _ARENA_MAX = -8  # malloc.h

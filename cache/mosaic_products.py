@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from firnline.cache import products, store
+from firnline.cache.drawing import draw
 from firnline.cache.fetch import Counts
 from firnline.cache.mosaic_store import FIELDS, METHOD, TREND_FIELDS, trend_period
 from firnline.cache.mosaics import MosaicPlan
@@ -23,6 +24,7 @@ def make(
     sources: list[dict[str, Any]],
     *,
     seconds: float,
+    memory_limit: int,
 ) -> products.Made:
     """Write maps, quicklook and provenance into `work`; describe all of it."""
     spans, trend = plan.periods, trend_period(plan)
@@ -38,15 +40,18 @@ def make(
         trend=(store.TREND, "Trend of the speed (Zarr)"),
     )
     assets["composite"]["firnline:composite"] = {"period": plan.request.composite, "method": METHOD}
-    maps = {name: FIELDS[name] for name in products.VELOCITY_MAPS}
-    assets |= products.maps(plan, work, store.COMPOSITE, maps, spans, title)
-    assets |= products.strain_maps(plan, work, spans, title)
-    assets |= products.styles(plan, work)
-    if trend is not None:
-        maps = {name: TREND_FIELDS[name] for name in ("dv_dt", "dv_dt_error")}
-        assets |= products.maps(plan, work, store.TREND, maps, (trend,), title)
     mosaics, periods = _counted(len(plan.items), "mosaic"), _counted(len(spans), "period")
-    assets |= products.quicklook(plan, work, spans, f"{mosaics}, {periods}")
+    drawn = {name: dict(TREND_FIELDS[name]) for name in ("dv_dt", "dv_dt_error")}
+    assets |= draw(
+        plan,
+        work,
+        memory_limit,
+        title=title,
+        subtitle=f"{mosaics}, {periods}",
+        spans=spans,
+        fields=FIELDS,
+        trend=None if trend is None else (trend, drawn),
+    )
     assets["provenance"] = products.provenance(
         plan, work, sources, counts, seconds, absent=list(plan.absent)
     )

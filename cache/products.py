@@ -19,16 +19,15 @@ from sqlalchemy import Engine
 
 from firnline.cache import composite_store, jobs, store
 from firnline.cache.containment import Container
+from firnline.cache.drawing import draw
 from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
-from firnline.cache.memory import give_back
 from firnline.cache.periods import Period, period_label
 from firnline.cache.places import Stored
 from firnline.cache.plan import Plan
 from firnline.cache.renders import RENDER, render_of
 from firnline.cache.request import Request
-from firnline.cache.strain import FIELDS, METHODS, STRESS_FIELDS
-from firnline.cache.styles import STYLES, write_style
+from firnline.cache.strain import METHODS
 from firnline.cache.target import Target
 from firnline.crs import parse_crs
 from firnline.database import put_items, put_subset, writing
@@ -47,9 +46,6 @@ from firnline.items import (
 
 FILES_ROOT = "firnline:/files"
 """Stored in place of this server's address, which is known only when it replies."""
-
-VELOCITY_MAPS = ("v", "vx", "vy", "v_error", "count")
-STRAIN_MAPS = ("e1", "e2", "effective", "longitudinal", "shear", "divergence")
 
 _EXTENSIONS = "https://stac-extensions.github.io"
 _FILE = f"{_EXTENSIONS}/file/v2.1.0/schema.json"
@@ -80,6 +76,7 @@ def make(
     counts: Counts,
     *,
     seconds: float,
+    memory_limit: int,
     container: Container | None = None,
     elsewhere: Mapping[str, Stored] = NOWHERE,
 ) -> Made:
@@ -98,13 +95,15 @@ def make(
     title = _title(plan)
     if spans:
         assets["composite"]["firnline:composite"] = _composited(plan, work)
-        about = {name: composite_store.FIELDS[name] for name in VELOCITY_MAPS}
-        assets |= maps(plan, work, store.COMPOSITE, about, spans, title)
-        assets |= strain_maps(plan, work, spans, title)
-        assets |= styles(plan, work)
-        subtitle = f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes"
-        give_back()
-        assets |= quicklook(plan, work, spans, subtitle)
+        assets |= draw(
+            plan,
+            work,
+            memory_limit,
+            title=title,
+            subtitle=f"{len(plan.layers):,} image pairs of {len(plan.cubes)} cubes",
+            spans=spans,
+            fields=composite_store.FIELDS,
+        )
     sources = _sources(plan)
     assets["provenance"] = _provenance(plan, work, sources, counts, seconds, container, elsewhere)
     made = finished(plan, work, _properties(plan, spans), assets, sources, elsewhere)
@@ -345,132 +344,6 @@ def _composited(plan: Plan, work: Path) -> dict[str, Any]:
 
 def _total(field: Any) -> int:
     return sum(int(field[block].sum(dtype=np.int64)) for block in store.field_blocks(field.shape))
-
-
-def strain_maps(
-    plan: Target, work: Path, spans: tuple[Period, ...], title: str
-) -> dict[str, dict[str, Any]]:
-    """The maps of strain rates, and of stresses, that the request asks for."""
-    if not plan.request.strain:
-        return {}
-    about = {name: FIELDS[name] for name in STRAIN_MAPS}
-    about |= STRESS_FIELDS if plan.request.strain.flow_law else {}
-    return maps(plan, work, store.STRAIN, about, spans, title)
-
-
-def maps(
-    plan: Target,
-    work: Path,
-    origin: str,
-    about: Mapping[str, Mapping[str, str]],
-    spans: tuple[Period, ...],
-    title: str,
-) -> dict[str, dict[str, Any]]:
-    """One COG a field of a store, one band a period; the assets by key.
-
-    Parameters
-    ----------
-    origin
-        The store below `work`.
-    about
-        CF attributes by name of the field.
-    """
-    from firnline.cache.raster import write_cog
-
-    labels = [period_label(span, plan.request.composite or "") for span in spans]
-    assets = {}
-    for name, described in about.items():
-        long_name, units = described["long_name"], described["units"]
-        values = store.opened(work / origin, name)
-        whole = values.dtype.kind == "u"  # counts, of which 0 is none
-        statistics = write_cog(
-            work / f"{name}.tif",
-            values,
-            transform=plan.geobox.affine,
-            crs=plan.crs,
-            nodata=0 if whole else float("nan"),
-            names=[f"{name} {label}" for label in labels],
-            units=units,
-            long_name=long_name,
-            tags={
-                "TITLE": title,
-                "SOURCE": plan.attribution,
-                "SOFTWARE": f"firnline {version('firnline')}",
-            },
-        )
-        assets[f"cog_{name}"] = {
-            "href": f"{name}.tif",
-            "type": COG,
-            "title": long_name[:1].upper() + long_name[1:],
-            "roles": ["data", "cog"],
-            "bands": [
-                {
-                    "name": f"{name} {label}",
-                    "data_type": values.dtype.name,
-                    "nodata": 0 if whole else "nan",
-                    "unit": units,
-                    "statistics": one,
-                }
-                for label, one in zip(labels, statistics, strict=True)
-            ],
-        }
-    return assets
-
-
-def styles(plan: Target, work: Path) -> dict[str, dict[str, Any]]:
-    """Styles for QGIS."""
-    return {
-        f"style_{name}": {
-            "href": f"{name}.qml",
-            "type": "application/xml",
-            "title": f"QGIS style. {write_style(work / f'{name}.qml', name)}",
-            "roles": ["style"],
-        }
-        for name in STYLES
-        if name != "strain" or plan.request.strain
-    }
-
-
-def quicklook(
-    plan: Target, work: Path, spans: tuple[Period, ...], subtitle: str
-) -> dict[str, dict[str, Any]]:
-    """The picture of the latest of the fullest periods; none of a single row or column."""
-    from firnline.cache.quicklook import thinned, write_quicklook
-
-    if min(plan.shape[1:]) < 2:
-        return {}
-    speed = store.opened(work / store.COMPOSITE, "v")
-    filled = np.zeros(len(spans), np.int64)
-    for block in store.field_blocks(speed.shape):
-        filled[block[0]] += np.isfinite(speed[block]).sum(axis=(1, 2))
-    fullest = len(filled) - 1 - int(filled[::-1].argmax())  # the latest of them
-    rows, columns = (thinned(size) for size in speed.shape[1:])
-    names = [(store.COMPOSITE, name) for name in ("vx", "vy")]
-    if plan.request.strain:
-        names += [(store.STRAIN, name) for name in ("longitudinal", "e1", "e2", "theta")]
-    fields = {
-        name: np.asarray(store.opened(work / origin, name)[fullest, rows, columns])
-        for origin, name in names
-    }
-    write_quicklook(
-        work / "thumbnail.png",
-        **fields,
-        x=plan.x[columns],
-        y=plan.y[rows],
-        crs=plan.crs,
-        title=f"ITS_LIVE velocity{' and strain rate' if plan.request.strain else ''}, "
-        f"{period_label(spans[fullest], plan.request.composite or '')}",
-        subtitle=subtitle,
-        credit=plan.attribution,
-    )
-    return {
-        "thumbnail": {
-            "href": "thumbnail.png",
-            "type": "image/png",
-            "title": "Speed with flow arrows, and strain rate",
-            "roles": ["thumbnail", "overview"],
-        }
-    }
 
 
 def _provenance(
