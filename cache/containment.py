@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from firnline.cache.places import Place, generation_place
 from firnline.cache.plan import SHARD_TIME, Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.refresh import has_changed, known_cubes
 from firnline.cache.request import Request
-from firnline.cache.sources import CubeItem, find_cubes
+from firnline.cache.sources import CubeItem, OpenCube, find_cubes
 from firnline.crs import parse_crs
 from firnline.database import reading
 from firnline.errors import (
@@ -85,11 +85,21 @@ class Container:
     folder: Place
     plan: Plan
     """By which it was made."""
+    cubes: Sequence[OpenCube]
+    """As they were read for it."""
 
     def offset(self, inner: Plan) -> tuple[int, int]:
         """Rows and columns from the subset's first pixel to that of a plan on its lattice."""
         mine, other = self.plan.geobox.affine, inner.geobox.affine
         return round((other.f - mine.f) / mine.e), round((other.c - mine.c) / mine.a)
+
+    def is_whole(self) -> bool:
+        """Whether its store has the layers that its plan says."""
+        stored = np.asarray(store.opened(self.folder / store.PAIRS, "granule")[...])
+        # strings of variable length in Zarr v3, of a fixed one in v2
+        return bool(
+            stored.tolist() == [name.decode() for name in self.plan.layers.granule.tolist()]
+        )
 
     def holds(self, inner: Plan) -> bool:
         """Whether its store is what its plan says, and has each pixel of `inner` of the same cube.
@@ -100,9 +110,7 @@ class Container:
         resampled = set(self.plan.resampled) | set(inner.resampled)
         if not resampled.isdisjoint(cube.id for cube in inner.cubes):
             return False
-        stored = np.asarray(store.opened(self.folder / store.PAIRS, "granule")[...])
-        # strings of variable length in Zarr v3, of a fixed one in v2
-        if stored.tolist() != [name.decode() for name in self.plan.layers.granule.tolist()]:
+        if not self.is_whole():
             return False
         down, right = self.offset(inner)
         height, width = inner.geobox.shape
@@ -145,9 +153,8 @@ def find_container(
             continue
         if not area.covers(_asked(request, crs, chosen)):
             continue
-        folder = generation_place(settings, row.id, row.generation)
         try:
-            found = _plans(request, crs, chosen, row, folder, settings)
+            found = _plans(request, crs, chosen, row, settings)
         except StoreUnreachableError:
             raise
         except (StoreError, SourceCorruptError, SourceNotAllowedError) as error:
@@ -198,26 +205,44 @@ def _plans(
     crs: str,
     chosen: Sequence[CubeItem],
     row: Any,
-    folder: Place,
     settings: Settings,
 ) -> tuple[Plan, Container] | None:
-    roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
-    cubes = {
-        source["id"]: load_cube(
-            folder, source["id"], Source(source["href"], **roots), source["etag"]
-        )
-        for source in json.loads(row.sources)
-    }
+    container = load_container(row, crs, settings)
+    cubes = {cube.id: cube for cube in container.cubes}
     limits = {"memory_limit": settings.memory_limit, "max_bytes": settings.max_job_bytes}
     plan = make_plan(request, crs, [cubes[cube.id] for cube in chosen], **limits)
-    outer = make_plan(
+    return (plan, container) if container.holds(plan) else None
+
+
+def load_container(row: Any, crs: str, settings: Settings) -> Container:
+    """A subset (a row of the table, in this CRS), with the plan that it was made by.
+
+    Raises
+    ------
+    StoreError, SourceCorruptError, SourceNotAllowedError
+        It can't be told.
+    """
+    folder = generation_place(settings, row.id, row.generation)
+    roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
+    cubes = [
+        _dated(
+            load_cube(folder, source["id"], Source(source["href"], **roots), source["etag"]),
+            source.get("read"),
+        )
+        for source in json.loads(row.sources)
+    ]
+    plan = make_plan(
         Request.model_validate(json.loads(row.request)),
         crs,
-        list(cubes.values()),
-        **(limits | {"max_bytes": sys.maxsize}),
+        cubes,
+        memory_limit=settings.memory_limit,
+        max_bytes=sys.maxsize,
     )
-    container = Container(row.id, row.generation, folder, outer)
-    return (plan, container) if container.holds(plan) else None
+    return Container(row.id, row.generation, folder, plan, cubes)
+
+
+def _dated(cube: OpenCube, date: str | None) -> OpenCube:
+    return replace(cube, layout=replace(cube.layout, date=date))
 
 
 class StoredTiles:

@@ -24,6 +24,7 @@ from firnline.cache.containment import Container, StoredTiles, find_container
 from firnline.cache.drafts import Draft, Manifest
 from firnline.cache.executors import tile_executor
 from firnline.cache.fetch import Counts, Fetcher
+from firnline.cache.former import Former, dated, find_former
 from firnline.cache.jobs import Job
 from firnline.cache.kept_cubes import keep_cubes
 from firnline.cache.memory import give_back, shares
@@ -147,9 +148,12 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
             elsewhere: Mapping[str, Stored] = {}
             made = _from_mosaics(settings, plan, draft.work, pulse, began)
         else:
-            manifests = _run_tiles(engine, settings, job, plan, draft, pulse, container)
+            before = None if container else find_former(engine, settings, plan)
+            plan = dated(plan, before, asked=not (draft.done or settings.chunk_cache_quota))
+            give_back()  # what reading the cubes took
+            manifests = _run_tiles(engine, settings, job, plan, draft, pulse, container, before)
             elsewhere = _put_elsewhere(manifests)
-            made = _from_pairs(plan, draft, manifests, elsewhere, pulse, began, container)
+            made = _from_pairs(settings, plan, draft, manifests, elsewhere, pulse, began, container)
         pulse.check()
         generation, size = draft.publish(elsewhere, pulse.check)
         made = products.with_record(made, size)
@@ -163,6 +167,7 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
 
 
 def _from_pairs(
+    settings: Settings,
     plan: Plan,
     draft: Draft,
     manifests: Sequence[Manifest],
@@ -236,6 +241,7 @@ def _run_tiles(
     draft: Draft,
     pulse: Pulse,
     container: Container | None,
+    before: Container | None,
 ) -> list[Manifest]:
     """Do every tile that is not done, and note each that is; what is noted of all."""
     todo = [tile for tile in plan.tiles if tile.index not in draft.done]
@@ -250,7 +256,7 @@ def _run_tiles(
     elsewhere = tile_executor(settings) if container is None else nullcontext()
     with elsewhere as executor:
         run = (
-            _here(settings, plan, todo, draft, pulse, container, tell)
+            _here(settings, plan, todo, draft, pulse, container, before, tell)
             if executor is None
             else _by(executor, settings, plan, todo, draft, pulse)
         )
@@ -270,6 +276,7 @@ def _here(
     draft: Draft,
     pulse: Pulse,
     container: Container | None,
+    before: Container | None,
     tell: Callable[[float, float], None],
 ) -> Generator[Finished, None, None]:
     """Do tiles in this process, by one pipeline."""
@@ -282,7 +289,7 @@ def _here(
             todo,
             concurrency=settings.concurrency,
             memory=shares(settings.memory_limit),
-            keeper=open_chunk_cache(settings),
+            keeper=open_chunk_cache(settings) or (Former(plan, before) if before else None),
         )
     )
     out = TileWriter(plan, draft.subset, draft.tiles, fetcher.processors)

@@ -119,6 +119,12 @@ class Plan(OnGrid):
             for n, (r, c) in enumerate(corners)
         )
 
+    def alone(self, cube: int) -> bool:
+        """Whether a cube's pixels are moved as they are, and no other cube has any of them."""
+        mine = self.placements[cube]
+        others = (p for n, p in enumerate(self.placements) if n != cube and not p.resampled)
+        return not (mine.resampled or any(_meet(p, mine.rows, mine.columns) for p in others))
+
     def array(self, variable: str) -> Array:
         """The variable as it is stored: as the first cube has it, but for recomputed speeds."""
         array = self.cubes[0].layout.variable(variable)

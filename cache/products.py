@@ -210,6 +210,7 @@ def _sources(plan: Plan) -> list[dict[str, Any]]:
             "etag": cube.layout.etag,
             "pairs_read": cube.pairs,
             "pairs_kept": int((of_pair >= 0).sum()),
+            **({"read": cube.layout.date} if cube.layout.date else {}),
             **(
                 {"resampled": plan.request.resampling, "crs": cube.crs}
                 if cube.id in plan.resampled

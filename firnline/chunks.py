@@ -42,11 +42,16 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that were fetched: of an object with this ETag, in a cube of this version."""
+    """Bytes that were fetched: of an object with this ETag, in a cube of this version.
+
+    Where no ETag is known, of one that had not changed `since` (a date as HTTP has them): these are
+    not what came, but values that are as good, and are not to be kept.
+    """
 
     data: Buffer
     etag: str | None
     version: str | None
+    since: str | None = None
 
 
 class Keeper(Protocol):
@@ -240,12 +245,11 @@ class ChunkReader:
         """Whether chunks were found absent, or broken, since the cube was last confirmed."""
         return self._uncertain
 
-    def _current(
-        self, name: str, load: Callable[[str | None], Blob | None], again: bool
-    ) -> Kept | None:
+    def _current(self, name: str, load: Callable[..., Blob | None], again: bool) -> Kept | None:
         """What the source has by a name: kept, if the cube is the same, else asked for.
 
-        `load` gets an ETag and returns None where the source still has that. What it does not have
+        `load` gets an ETag, or where none is known `since`, and returns None where the source
+        still has that. What it does not have
         is asked for each time: a 404 by mistake must not outlive the mistake.
         """
         kept = None if self._keeper is None or again else self._keeper.read(self._key(name))
@@ -253,7 +257,8 @@ class ChunkReader:
             self._reuse()
             return kept
         try:
-            blob = load(None if kept is None else kept.etag)
+            since = {} if kept is None or kept.since is None else {"since": kept.since}
+            blob = load(None if kept is None else kept.etag, **since)
         except SourceMissingError:
             self._count(0)
             self._uncertain = True
@@ -261,6 +266,9 @@ class ChunkReader:
         if blob is None:
             assert kept is not None
             self._count(0)
+            if kept.since is not None:
+                self._reuse()
+                return kept
             found = Kept(kept.data, kept.etag, self._version)
         else:
             self._count(memoryview(blob.data).nbytes)

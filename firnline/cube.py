@@ -12,7 +12,7 @@ import base64
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import Any
 
@@ -240,6 +240,8 @@ class Cube:
     zarr_format: int = 2
     metadata: bytes = field(default=b"", repr=False)
     """The consolidated metadata as it was read."""
+    date: str | None = None
+    """When it was read, by the source's clock (HTTP's Date)."""
 
     @property
     def time(self) -> str:
@@ -296,7 +298,7 @@ def read_cube(source: Source) -> Cube:
         blob = read_metadata(source)
         assert blob is not None  # it is, where no ETag is given
         try:
-            return parse_cube(source.url, bytes(blob.data), blob.etag)
+            return replace(parse_cube(source.url, bytes(blob.data), blob.etag), date=blob.date)
         except SourceCorruptError:
             if not again:
                 raise

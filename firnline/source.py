@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _REGION = "us-west-2"  # of ITS_LIVE's bucket
 _LARGEST = 4 << 30  # bytes of an object, where no one knows better
+_ALWAYS: Mapping[str, str] = {}
 _TRIES = 3  # to read a window, of which a server or a proxy may give less
 _SIGNED_FOR = timedelta(hours=1)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -46,6 +47,8 @@ class Blob:
 
     data: Buffer
     etag: str | None
+    date: str | None = None
+    """When it was given, by the server's clock (HTTP's Date)."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class _Window:
 
 class _Transport(Protocol):
     def get(
-        self, path: str, unless: str | None, window: _Window | None, largest: int
+        self, path: str, unless: Mapping[str, str], window: _Window | None, largest: int
     ) -> Blob | None:
-        """Read an object or a window of it; None where it still has the ETag `unless`.
+        """Read an object or a window of it; None where a condition of HTTP, as a header, fails.
 
         An object of more than `largest` bytes is corrupt; one of one's own is not looked at so.
         """
@@ -136,13 +139,17 @@ class Source:
         assert blob is not None
         return blob
 
-    def get_changed(self, path: str, etag: str | None, *, largest: int = _LARGEST) -> Blob | None:
+    def get_changed(
+        self, path: str, etag: str | None, *, since: str | None = None, largest: int = _LARGEST
+    ) -> Blob | None:
         """Read one object unless it is still the one with this ETag; None where it is.
 
-        One request either way (If-None-Match). Raises as :meth:`get`, and SourceCorruptError where
-        it has more than `largest` bytes.
+        Where no ETag is known, unless it has not changed `since` (a date as HTTP has them).
+        One request either way (If-None-Match, If-Modified-Since). Raises as :meth:`get`, and
+        SourceCorruptError where it has more than `largest` bytes.
         """
-        return self._get(path, etag, largest=largest)
+        modified = {} if etag or not since else {"If-Modified-Since": since}
+        return self._get(path, modified or _unless(etag), largest=largest)
 
     def get_range(self, path: str, start: int, length: int) -> Blob:
         """Read `length` bytes of an object from byte `start` on.
@@ -154,7 +161,7 @@ class Source:
         SourceCorruptError
             The object ends before that.
         """
-        blob = self._get(path, None, _Window(start, length))
+        blob = self._get(path, {}, _Window(start, length))
         assert blob is not None
         return blob
 
@@ -163,7 +170,7 @@ class Source:
 
         Raises as :meth:`get`.
         """
-        blob = self._get(path, None, _Window(0, length), shorter=True)
+        blob = self._get(path, _ALWAYS, _Window(0, length), shorter=True)
         assert blob is not None
         return blob
 
@@ -172,12 +179,12 @@ class Source:
 
         Raises as :meth:`get_range`.
         """
-        return self._get(path, etag, _Window(None, length))
+        return self._get(path, _unless(etag), _Window(None, length))
 
     def _get(
         self,
         path: str,
-        unless: str | None = None,
+        unless: Mapping[str, str] = _ALWAYS,
         window: _Window | None = None,
         *,
         shorter: bool = False,
@@ -206,11 +213,9 @@ class _Web:
         return f"{self._url}/{quote(path)}"
 
     def get(
-        self, path: str, unless: str | None, window: _Window | None, largest: int
+        self, path: str, unless: Mapping[str, str], window: _Window | None, largest: int
     ) -> Blob | None:
-        headers: dict[str, str] = {}
-        if unless is not None:
-            headers["If-None-Match"] = unless
+        headers = dict(unless)
         if window is not None:
             first, last = window.start, window.length
             if first is not None:
@@ -224,7 +229,7 @@ class _Web:
         etag = answer.headers.get("etag")
         shown = url.partition("?")[0]
         if answer.status == 304:
-            if unless is None:
+            if not unless:
                 raise SourceUnreachableError(f"{shown}: the server answered 304 to no condition")
             return None
         if window is None and answer.status != 200:
@@ -235,7 +240,7 @@ class _Web:
             return Blob(b"", etag)
         if window is not None:
             _check_range(shown, window, answer.headers.get("content-range", ""))
-        return Blob(answer.body, etag)
+        return Blob(answer.body, etag, answer.headers.get("date"))
 
 
 class _SignedS3(_Web):
@@ -273,9 +278,10 @@ class _Files:
             raise SourceMissingError(f"{url} does not exist") from None
 
     def get(
-        self, path: str, unless: str | None, window: _Window | None, largest: int
+        self, path: str, unless: Mapping[str, str], window: _Window | None, largest: int
     ) -> Blob | None:
-        options: Any = {} if unless is None else {"if_none_match": unless}
+        etag = unless.get("If-None-Match")
+        options: Any = {} if etag is None else {"if_none_match": etag}
         if window is not None and window.start is None:
             options["range"] = {"suffix": window.length}
         elif window is not None and window.start is not None:
@@ -291,6 +297,10 @@ class _Files:
             raise SourceCorruptError(f"{self._url}: {path[:200]!r} names no object") from error
         except (BaseError, OSError) as error:
             raise SourceUnreachableError(f"{self._url}/{path}: {_first_line(error)}") from error
+
+
+def _unless(etag: str | None) -> Mapping[str, str]:
+    return _ALWAYS if etag is None else {"If-None-Match": etag}
 
 
 def s3_address(url: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +168,58 @@ def test_a_grown_cube_costs_its_changed_chunks(place: Place, tmp_path: Path) -> 
     assert item(place, request.subset_id)["properties"]["firnline:stale"] is False
     other = place.other(tmp_path / "other", chunk_cache_quota=0)
     assert contents(after) == contents(finish(other, ask(other.engine, other.settings, request)))
+    other.engine.dispose()
+
+
+@pytest.fixture
+def long_ago(place: Place) -> None:
+    """The mirror was written well before anything was read of it, as those of the producers are."""
+    for path in place.mirror.root.rglob("*"):
+        os.utime(path, (1.6e9, 1.6e9))
+
+
+@pytest.mark.usefixtures("long_ago")
+@pytest.mark.parametrize("more", [{}, {"variables": ["v", "vx"], "format": "v2", "composite": None, "strain": False}])
+def test_without_a_chunk_cache_the_generation_before_has_what_did_not_change(
+    place: Place, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    place.settings = place.settings.model_copy(update={"chunk_cache_quota": 0})
+    request = place.request(**more)
+    finish(place, ask(place.engine, place.settings, request))
+    place.grow()
+    assert place.harvest() == [request.subset_id]
+    place.server.clear()
+    after = finish(place, ask(place.engine, place.settings, request))
+    asked = velocity_requests(place)
+    assert {cube for cube, _, _ in asked} == {place.cube.path}, "the other one is what it was"
+    assert {(chunk[0], status) for _, chunk, status in asked} == {("0", 304), ("1", 200)}
+    names = {"vx", "vy", "v_error"}.intersection(request.variables)
+    assert set(Counter(asked).values()) == {len(names)}, "each chunk of each variable once"
+    other = place.other(tmp_path / "other")
+    assert contents(after) == contents(finish(other, ask(other.engine, other.settings, request)))
+    other.engine.dispose()
+
+
+@pytest.mark.usefixtures("long_ago")
+def test_a_chunk_that_was_rewritten_in_place_is_not_taken_from_before(
+    place: Place, tmp_path: Path
+) -> None:
+    """The same pairs by the same names, and others of their values: only the source knows."""
+    place.settings = place.settings.model_copy(update={"chunk_cache_quota": 0})
+    request = place.request(variables=["vx"], composite=None, strain=False)
+    before = finish(place, ask(place.engine, place.settings, request))
+    group = zarr.open_group(place.mirror.root / place.cube.path, mode="r+", use_consolidated=False)
+    values = np.asarray(group["vx"][:])
+    group["vx"][:] = np.where(values == -32767, values, values + 1)
+    place.grow()
+    assert place.harvest() == [request.subset_id]
+    after = finish(place, ask(place.engine, place.settings, request))
+    other = place.other(tmp_path / "other")
+    assert contents(after) == contents(finish(other, ask(other.engine, other.settings, request)))
+    assert contents(after).keys() == contents(before).keys()
+    old, new = (xr.open_zarr(f / "pairs.zarr", decode_cf=False) for f in (before, after))
+    same = np.isin(new.granule, old.granule)
+    assert (new.vx.values[same] != old.vx.values).any()
     other.engine.dispose()
 
 
