@@ -44,7 +44,9 @@ _ROUNDING = timedelta(seconds=2)
 def find_former(engine: Engine, settings: Settings, plan: Plan) -> Container | None:
     """The generation that is there of a plan's subset, where it can be of use.
 
-    Nor where it's damaged, and not with a chunk cache: what that has was asked for at other times than the subset was made.
+    Not one that is damaged, nor where no cube has changed: whoever has that made anew means the
+    sources. And not with a chunk cache: what that has was asked for at other times than the subset
+    was made.
     """
     id = plan.request.subset_id
     if settings.chunk_cache_quota or not plan.request.pairs:
@@ -54,7 +56,9 @@ def find_former(engine: Engine, settings: Settings, plan: Plan) -> Container | N
         content = get_item(connection, SUBSETS, id)
     if row is None or content is None:
         return None
-    if json.loads(content)["properties"]["proj:code"] != plan.crs:
+    now = {(cube.source.url, cube.layout.etag) for cube in plan.cubes}
+    unchanged = now == {(each["href"], each["etag"]) for each in json.loads(row.sources)}
+    if unchanged or json.loads(content)["properties"]["proj:code"] != plan.crs:
         return None
     try:
         found = load_container(row, plan.crs, settings)

@@ -17,6 +17,7 @@ import zarr
 from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
+from firnline.cache.eviction import mend
 from firnline.cache.opening import ask, subset_place
 from firnline.cache.refresh import mark_stale, refresh
 from firnline.cache.request import Request
@@ -179,7 +180,9 @@ def long_ago(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("long_ago")
-@pytest.mark.parametrize("more", [{}, {"variables": ["v", "vx"], "format": "v2", "composite": None, "strain": False}])
+@pytest.mark.parametrize(
+    "more", [{}, {"variables": ["v", "vx"], "format": "v2", "composite": None, "strain": False}]
+)
 def test_without_a_chunk_cache_the_generation_before_has_what_did_not_change(
     place: Place, tmp_path: Path, more: dict[str, Any]
 ) -> None:
@@ -195,6 +198,21 @@ def test_without_a_chunk_cache_the_generation_before_has_what_did_not_change(
     assert {(chunk[0], status) for _, chunk, status in asked} == {("0", 304), ("1", 200)}
     names = {"vx", "vy", "v_error"}.intersection(request.variables)
     assert set(Counter(asked).values()) == {len(names)}, "each chunk of each variable once"
+    other = place.other(tmp_path / "other")
+    assert contents(after) == contents(finish(other, ask(other.engine, other.settings, request)))
+    other.engine.dispose()
+
+
+@pytest.mark.usefixtures("long_ago")
+def test_a_damaged_generation_is_not_handed_on(place: Place, tmp_path: Path) -> None:
+    place.settings = place.settings.model_copy(update={"chunk_cache_quota": 0})
+    request = place.request(variables=["vx"], composite=None, strain=False, format="v2")
+    before = finish(place, ask(place.engine, place.settings, request))
+    chunk = next(path for path in (before / "pairs.zarr" / "vx").iterdir() if path.name[0] == "0")
+    chunk.write_bytes(chunk.read_bytes()[:-9] + bytes(9))
+    place.server.clear()
+    after = finish(place, mend(place.engine, place.settings, request.subset_id))
+    assert {status for _, _, status in velocity_requests(place)} == {200}
     other = place.other(tmp_path / "other")
     assert contents(after) == contents(finish(other, ask(other.engine, other.settings, request)))
     other.engine.dispose()
