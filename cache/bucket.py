@@ -148,7 +148,7 @@ class BucketPath:
 
     def write_bytes(self, data: Buffer) -> None:
         """Put a file: it is there as a whole, or as it was before."""
-        with _errors(self, writing=True):
+        with _errors(self, "written"):
             obstore.put(self._store, self.key, data, use_multipart=False)
 
     def write_new(self, data: Buffer) -> None:
@@ -159,7 +159,7 @@ class BucketPath:
         FileExistsError
         """
         try:
-            with _errors(self, writing=True):
+            with _errors(self, "written"):
                 obstore.put(self._store, self.key, data, mode="create", use_multipart=False)
         except AlreadyExistsError:
             raise FileExistsError(str(self)) from None
@@ -169,7 +169,7 @@ class BucketPath:
         if file.stat().st_size <= _ONE_REQUEST:
             self.write_bytes(file.read_bytes())
             return
-        with _errors(self, writing=True):
+        with _errors(self, "written"):
             obstore.put(
                 self._store, self.key, file, chunk_size=_ONE_REQUEST, max_concurrency=_PARTS
             )
@@ -183,14 +183,14 @@ class BucketPath:
 
     def is_dir(self) -> bool:
         """Whether there is a file below."""
-        with _errors(self):
+        with _errors(self, "listed"):
             for some in obstore.list(self._store, self._prefix, chunk_size=1):
                 return bool(some)
         return False
 
     def files(self) -> dict[str, Stat]:
         """All files below, by their path from here."""
-        with _errors(self):
+        with _errors(self, "listed"):
             found = obstore.list(self._store, self._prefix).collect()
         skipped = len(self.key) + 1 if self.key else 0
         return {
@@ -202,14 +202,14 @@ class BucketPath:
 
     def folders(self) -> list[BucketPath]:
         """The folders that are directly below."""
-        with _errors(self):
+        with _errors(self, "listed"):
             found = obstore.list_with_delimiter(self._store, self._prefix)
         return [BucketPath(self.bucket, key.strip("/")) for key in found["common_prefixes"]]
 
     def remove(self, paths: Sequence[str] | None = None) -> None:
         """Remove these files below, by default all; one that is not there is no error."""
         names = list(self.files()) if paths is None else list(paths)
-        with _errors(self, writing=True):
+        with _errors(self, "written"):
             obstore.delete(self._store, [(self / name).key for name in names])
 
     @property
@@ -334,23 +334,22 @@ def _client(bucket: str, variables: tuple[tuple[str, str], ...]) -> S3Store:
 
 
 @contextmanager
-def _errors(path: BucketPath, *, writing: bool = False) -> Iterator[None]:
+def _errors(path: BucketPath, doing: str = "read") -> Iterator[None]:
     """What the bucket's client raises, as what this project does.
 
     Its own words are left out but for the status: they may quote what was sent.
     """
     try:
         yield
-    except FileNotFoundError:
-        if writing:
-            raise StoreError(f"{path} can't be written: there is no such bucket") from None
-        raise FileNotFoundError(f"{path} is not there") from None
     except AlreadyExistsError:
         raise
-    except BaseError as error:
+    except (FileNotFoundError, BaseError) as error:
         answered = _STATUS.search(str(error))
         status = answered[1].strip() if answered else None
-        doing = "written" if writing else "read"
+        if isinstance(error, FileNotFoundError) and doing == "read":
+            raise FileNotFoundError(f"{path} is not there") from None
+        if isinstance(error, FileNotFoundError) or (status or "").startswith("404"):
+            raise StoreError(f"{path} can't be {doing}: there is no such bucket") from None
         denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
         if denied or (status is not None and status[:3] in ("400", "401", "403")):
             raise StoreError(

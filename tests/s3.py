@@ -46,13 +46,32 @@ def _unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@dataclass(frozen=True)
+@dataclass
 class S3Server:
-    """A server with the buckets ``public`` and ``private``."""
+    """A server with the buckets ``public`` and ``private``, once it is started."""
 
     url: str
     credentials: dict[str, str]
     """Those of the buckets' owner, as Amazon's clients read them from the environment."""
+    command: list[str]
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, with what it had when it was stopped."""
+        with (self.folder / "log").open("ab") as stream:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT,
+                env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "TMPDIR": str(self.folder)},
+            )  # fmt: skip
+        _await(int(self.url.rsplit(":", 1)[1]), self.process, self.folder / "log")
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
 
     def store(self, bucket: str) -> S3Store:
         """A bucket, as its owner."""
@@ -110,25 +129,18 @@ def running() -> Iterator[S3Server]:
     command += [f"-s3.config={folder / 's3.json'}", "-bucket=public,private"]
     command += ["-s3.port.iceberg=0", "-s3.iam=false", "-webdav=false", "-admin.ui=false"]
     command += ["-master.telemetry=false"]  # tests tell no one anything
-    log = folder / "log"
+    url = f"http://127.0.0.1:{ports[-2]}"
+    credentials = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
+    server = S3Server(url, credentials, command, folder)
     try:
-        with log.open("wb") as stream:
-            server = subprocess.Popen(
-                command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT,
-                env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)},
-            )  # fmt: skip
-        try:
-            _await(ports[-2], server, log)
-            credentials = {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[-2]}",
-                "AWS_ACCESS_KEY_ID": KEY,
-                "AWS_SECRET_ACCESS_KEY": SECRET,
-            }
-            yield S3Server(credentials["AWS_ENDPOINT_URL"], credentials)
-        finally:
-            server.kill()  # it has nothing to save
-            server.wait(30)
+        server.start()
+        yield server
     finally:
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
