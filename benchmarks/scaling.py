@@ -104,7 +104,8 @@ def run(
     environment = {**os.environ, **settings.environment()}
     command = [sys.executable, "-m", "firnline.cli", "worker"]
     before = sum(map(_cpu_seconds, dask))
-    processes = [subprocess.Popen(command, env=environment) for _ in range(workers)]
+    quiet: dict[str, Any] = {"env": environment, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen(command, **quiet) for _ in range(workers)]
     try:
         while any(job.living for job in asked):
             time.sleep(0.1)
