@@ -26,10 +26,8 @@ from sqlalchemy import (
 )
 
 from firnline.api.area import Area
-from firnline.tables import Footprint, items, items_rtree, to_microseconds
+from firnline.tables import Footprint, items, items_rtree, to_microseconds, tree_time
 
-_YEAR_2000 = 946_684_800_000_000  # microseconds since 1970: items_rtree counts days from there
-_DAY = 86_400_000_000
 _SIDES = ("west", "south", "east", "north")
 
 
@@ -60,9 +58,9 @@ def values(area: Area | None, start: datetime | None, end: datetime | None) -> d
         for n, box in enumerate(area.boxes):
             values |= {f"{side}{n}": value for side, value in zip(_SIDES, box, strict=True)}
     if start is not None:
-        values["first_day"] = days(start)
+        values["first_year"] = years(start)
     if end is not None:
-        values["last_day"] = days(end)
+        values["last_year"] = years(end)
     return values
 
 
@@ -84,9 +82,13 @@ def found(
     """
     if dialect != "sqlite":
         return relates("ST_Intersects", asked)
-    keys = select(func.ST_Intersecting(items.c.key, items.c.footprint, asked.shape)).where(
-        near(asked, start, end)
-    )
+    return found_among(asked, near(asked, start, end))
+
+
+def found_among(asked: Asked, candidates: ColumnElement[bool]) -> ColumnElement[bool]:
+    """On SQLite: whether an item is one of the candidates and intersects the area."""
+    keys = select(func.ST_Intersecting(items.c.key, items.c.footprint, asked.shape))
+    keys = keys.where(candidates)
     return items.c.key.in_(select(func.json_each(keys.scalar_subquery()).table_valued("value")))
 
 
@@ -95,18 +97,30 @@ def near(asked: Asked | None, start: bool = False, end: bool = False) -> ColumnE
     return items.c.key.in_(_union(_boxes(asked, start, end, _KEY)))
 
 
-def candidates(asked: Asked | None, start: bool, end: bool, until: bool) -> Select[Any]:
-    """On SQLite: keys and ends (days) of boxes near the area and the interval, `enough` of them.
+def count(asked: Asked | None, start: bool, end: bool, until: bool) -> Select[int]:
+    """On SQLite: how many boxes are near the area and in the interval, or `enough`.
 
     Those that end later than `until` are left out where that is given.
     """
-    selects = _boxes(asked, start, end, _KEY, items_rtree.c.end)
-    if until:
-        selects = [each.where(items_rtree.c.end <= _day("until")) for each in selects]
-    near = _union(selects)
-    return near.limit(bindparam("enough", type_=Integer()))
+    boxes = _union(_until(_boxes(asked, start, end, items_rtree.c.id), until))
+    return select(func.count()).select_from(
+        boxes.limit(bindparam("enough", type_=Integer())).subquery()
+    )
 
 
+def sample(asked: Asked | None, start: bool, end: bool, until: bool) -> Select[Any]:
+    """Keys and ends (years) of some of these boxes: of the part `share` of 2**32 of all keys.
+
+    By the fraction of the key's multiple of the golden ratio (D. Knuth, The Art of Computer
+    Programming, 6.4), which is spread evenly, whatever order the items came in.
+    """
+    fraction = _KEY.op("*")(_GOLDEN).op("&")(2**32 - 1)
+    chosen = fraction < bindparam("share", type_=Integer())
+    boxes = _until(_boxes(asked, start, end, _KEY, items_rtree.c.end), until)
+    return _union([each.where(chosen) for each in boxes])
+
+
+_GOLDEN = 2_654_435_769  # 2**32 divided by the golden ratio
 _KEY = items_rtree.c.id.op(">>")(1).label("key")
 
 
@@ -120,9 +134,9 @@ def _boxes(
     tree = items_rtree.c
     chosen = select(*columns)
     if start:
-        chosen = chosen.where(tree.end >= _day("first_day"))
+        chosen = chosen.where(tree.end >= _year("first_year"))
     if end:
-        chosen = chosen.where(tree.start <= _day("last_day"))
+        chosen = chosen.where(tree.start <= _year("last_year"))
     if asked is None:
         return [chosen]
     return [
@@ -131,7 +145,13 @@ def _boxes(
     ]
 
 
-def _day(name: str) -> ColumnElement[float]:
+def _until(selects: Sequence[Select[Any]], until: bool) -> Sequence[Select[Any]]:
+    return (
+        [each.where(items_rtree.c.end <= _year("until")) for each in selects] if until else selects
+    )
+
+
+def _year(name: str) -> ColumnElement[float]:
     return bindparam(name, type_=Float())
 
 
@@ -140,12 +160,12 @@ def _union(selects: Sequence[Select[Any]]) -> Select[Any]:
     return selects[0] if len(selects) == 1 else select(union_all(*selects).subquery())
 
 
-def days(instant: datetime) -> float:
+def years(instant: datetime) -> float:
     """An instant as the R*Tree has it."""
-    return (to_microseconds(instant) - _YEAR_2000) / _DAY
+    return tree_time(to_microseconds(instant))
 
 
-def instant(days: float) -> datetime:
+def instant(years: float) -> datetime:
     """The instant that the R*Tree has so, or the last of the calendar where it rounded beyond."""
     start = datetime(2000, 1, 1, tzinfo=UTC)
-    return start + min(timedelta(days=days), datetime.max.replace(tzinfo=UTC) - start)
+    return start + min(timedelta(days=365.25 * years), datetime.max.replace(tzinfo=UTC) - start)

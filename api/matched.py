@@ -5,9 +5,9 @@ a large catalog is first tried on a sample: a few hundred items spread evenly ov
 looked up by their keys. The share that matches gives the number of matches, with a bound of its
 error, at a cost that does not grow with the catalog; and it tells which way to the page is shorter.
 
-On SQLite the R*Tree tells sooner, and more: which boxes are near, and when they end. Where they are
-many and the newest items are asked for, only the newest boxes are looked at closely, and a sample
-of all of them gives the number.
+On SQLite the R*Tree tells sooner, and more: how many boxes are near, and, of a sample, when they
+end. Where they are many and the newest items are asked for, only the newest boxes are looked at
+closely, and the sample gives the number.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
-import numpy as np
 import orjson
 from sqlalchemy import (
     Connection,
     Float,
     Integer,
     Select,
+    Text,
     and_,
     bindparam,
     case,
@@ -113,11 +113,12 @@ def choose(connection: Connection, search: Search) -> Plan:
         return Plan(Way.WALK, Matched(connection.scalar(query.count(shape, dialect), values) or 0))
     near = _near(connection, search, span)
     if near is not None:
-        if not _by_end(search.order) or len(near) < _few(search, _LEAST_SHARE):
+        if not _by_end(search.order) or near < _few(search):
             return Plan(Way.GATHER)
-        tried = _tried(connection, search, near)
+        sample = _sampled(connection, search, near)
+        tried = _tried(connection, search, near, sample)
         share = tried.found / tried.size
-        since = _since(near, _few(search, share)) if share >= _LEAST_SHARE else None
+        since = _since(search, near, sample, share) if share >= _LEAST_SHARE else None
         return Plan(Way.GATHER, tried.matched(), since)
     tried = Trial(span, connection.scalar(_sample(shape, dialect), values) or 0)
     if query.is_indexed(shape, dialect) and tried.expected**2 < span * search.limit:
@@ -131,41 +132,60 @@ def proceed(connection: Connection, search: Search) -> datetime | None:
     if search.ids or span <= EXACT or not _by_end(search.order):
         return None
     near = _near(connection, search, span)
-    few = _few(search, 2 * _LEAST_SHARE)
-    return None if near is None or len(near) < few else _since(near, few)
+    if near is None or near < _few(search):
+        return None
+    return _since(search, near, _sampled(connection, search, near), 2 * _LEAST_SHARE)
 
 
-_Near: TypeAlias = Sequence[Any]
+_Sample: TypeAlias = Sequence[Any]
 
 
-def _near(connection: Connection, search: Search, span: int) -> _Near | None:
-    """On SQLite: keys and ends (days) of the boxes near a place and time, unless there are many."""
+def _near(connection: Connection, search: Search, span: int) -> int | None:
+    """On SQLite: the number of boxes near a place and time, unless there are many."""
     if connection.dialect.name != "sqlite" or not search.shape.in_tree:
         return None
     enough = math.isqrt(span * search.limit)
-    values = search.values | {"enough": enough}
+    values = _in_tree(search) | {"enough": enough}
+    near = connection.scalar(_counted(search.shape), values) or 0
+    return near if near < enough else None
+
+
+def _in_tree(search: Search) -> dict[str, Any]:
+    values = search.values
     if search.after is not None and isinstance(last := search.after.values[0], datetime):
-        values["until"] = boxes.days(last)
-    near = connection.execute(_candidates(search.shape), values).all()
-    return near if len(near) < enough else None
+        values["until"] = boxes.years(last)
+    return values
 
 
-def _few(search: Search, share: float) -> int:
-    """So many boxes should do for a page if that share of them match."""
-    return round((search.limit + 1) / share * 1.2) + 20
+def _few(search: Search) -> int:
+    """Boxes that hold a page if the least share of them matches: so many are soon gathered."""
+    return round((search.limit + 1) / _LEAST_SHARE * 1.2) + 20
 
 
-def _since(near: _Near, few: int) -> datetime:
-    """When a few of the boxes, the newest, end."""
-    return boxes.instant(float(np.partition([end for _, end in near], -few)[-few]))
+def _sampled(connection: Connection, search: Search, near: int) -> _Sample:
+    """Keys and ends (years) of some `SAMPLE` of the boxes near."""
+    values = _in_tree(search) | {"share": 2**32 * SAMPLE // near}
+    return connection.execute(_boxes(search.shape), values).all()
 
 
-def _tried(connection: Connection, search: Search, near: _Near) -> Trial:
-    keys = sorted({key for key, _ in near})
-    sample = keys[:: max(1, len(keys) // _SAMPLE_NEAR)]
-    values = search.values | {"keys": sample}
+def _tried(connection: Connection, search: Search, near: int, sample: _Sample) -> Trial:
+    keys = list({key for key, _ in sample})  # an item may have two boxes
+    tried = keys[:: max(1, len(keys) // _SAMPLE_NEAR)]
+    values = search.values | {"keys": orjson.dumps(tried).decode()}
     found = connection.scalar(_count_among(search.shape, connection.dialect.name), values) or 0
-    return Trial(len(keys), found, len(sample))
+    return Trial(round(near * len(keys) / len(sample)), found, len(tried))
+
+
+def _since(search: Search, near: int, sample: _Sample, share: float) -> datetime | None:
+    """When the newest boxes end, as many as a page needs if that share of them match.
+
+    By the rank among the sampled ends, with 2.5 standard errors; None if all are needed.
+    """
+    needed = 1.1 * (search.limit + 1) / share * len(sample) / near
+    rank = math.ceil(needed + 2.5 * math.sqrt(needed)) + 1
+    if rank > len(sample):
+        return None
+    return boxes.instant(sorted(end for _, end in sample)[-rank])
 
 
 def _by_end(order: Sequence[SortKey]) -> bool:
@@ -182,16 +202,26 @@ _SPAN = _span()
 
 
 @made_once
-def _candidates(shape: Shape) -> Select[Any]:
+def _counted(shape: Shape) -> Select[int]:
+    return boxes.count(*_place(shape))
+
+
+@made_once
+def _boxes(shape: Shape) -> Select[Any]:
+    return boxes.sample(*_place(shape))
+
+
+def _place(shape: Shape) -> tuple[boxes.Asked | None, bool, bool, bool]:
     asked = boxes.asked(shape.boxes) if shape.boxes else None
     until = shape.after is not None and _by_end(shape.order)
-    return boxes.candidates(asked, shape.start, shape.end, until)
+    return asked, shape.start, shape.end, until
 
 
 @made_once
 def _count_among(shape: Shape, dialect: str) -> Select[int]:
-    met = query.conditions(shape, Way.WALK, dialect)
-    keys = items.c.key.in_(bindparam("keys", expanding=True))
+    asked = func.json_each(bindparam("keys", type_=Text())).table_valued("value")
+    keys = items.c.key.in_(select(asked))  # parameters of their own would be compiled every time
+    met = query.conditions(shape, Way.WALK, dialect, keys)
     return select(func.count()).select_from(items).where(keys, *met)
 
 

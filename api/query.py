@@ -102,8 +102,13 @@ def count(shape: Shape, dialect: str) -> Select[int]:
     return select(func.count()).select_from(items).where(*found)
 
 
-def conditions(shape: Shape, way: Way, dialect: str) -> list[ColumnElement[bool]]:
-    """What an item has to meet, put so that it can be looked up, or asked of one item at a time."""
+def conditions(
+    shape: Shape, way: Way, dialect: str, among: ColumnElement[bool] | None = None
+) -> list[ColumnElement[bool]]:
+    """What an item has to meet, put so that it can be looked up, or asked of one item at a time.
+
+    On SQLite the area can be asked of some items at once, those that meet `among`.
+    """
     met: list[ColumnElement[bool]] = [LIVING]
     if shape.collections:
         met.append(items.c.collection.in_(bindparam("collections", expanding=True)))
@@ -120,7 +125,9 @@ def conditions(shape: Shape, way: Way, dialect: str) -> list[ColumnElement[bool]
         met.append(filter_sql.condition(shape.filter, dialect, looked_up=looked_up))
     if shape.words:
         met.append(or_(*(_has_word(word) for word in shape.words)))
-    if shape.boxes and way is Way.WALK:
+    if shape.boxes and among is not None:
+        met.append(boxes.found_among(boxes.asked(shape.boxes), among))
+    elif shape.boxes and way is Way.WALK:
         met.append(boxes.relates("ST_Intersects", boxes.asked(shape.boxes)))
     elif shape.boxes:
         met.append(boxes.found(boxes.asked(shape.boxes), dialect, shape.start, shape.end))

@@ -45,10 +45,9 @@ from firnline.tables import (
     jobs,
     subsets,
     to_microseconds,
+    tree_time,
 )
 
-_DAY = 86_400_000_000  # microseconds
-_YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
 _BATCH = 500
 _MIGRATION_LOCK = 0x6669726E  # any number that nothing else in the database locks
 _migrating = threading.Lock()  # alembic keeps its context in globals
@@ -333,10 +332,10 @@ def _put_boxes(
     boxes = []
     bounds = shapely.bounds(footprints).tolist()
     for key, start, end, box, footprint in zip(keys, starts, ends, bounds, footprints, strict=True):
-        days = (start - _YEAR_2000) / _DAY, (end - _YEAR_2000) / _DAY
+        years = tree_time(start), tree_time(end)
         whole = box[0] > -180 or box[2] < 180
         for n, (west, south, east, north) in enumerate([box] if whole else item_boxes(footprint)):
-            boxes.append((2 * key + n, west, east, south, north, *days))
+            boxes.append((2 * key + n, west, east, south, north, *years))
     connection.exec_driver_sql(_PUT_BOXES, boxes)
 
 

@@ -164,31 +164,47 @@ Index("ix_items_newest", *_ORDER, *_COUNTED)
 Index("ix_items_collection", items.c.collection, _ORDER[0], items.c.id, *_COUNTED)
 
 
+_INDEXED = [
+    *((name, Word(items.c.properties, name)) for name in INDEXED_WORDS),
+    *((name, Number(items.c.properties, name)) for name in INDEXED_NUMBERS),
+]
+# Each has the other properties too: who asks for two reads no row that has but one of them.
 PROPERTY_INDEXES = frozenset(
     Index(
         "ix_items_" + name.removeprefix("itslive:").replace(":", "_"),
-        kind(items.c.properties, name),
+        value,
         *_ORDER,
         *_COUNTED,
+        *(other for _, other in _INDEXED if other is not value),
     ).name
-    for kind, names in ((Word, INDEXED_WORDS), (Number, INDEXED_NUMBERS))
-    for name in names
+    for name, value in _INDEXED
 )
 """Names of the indexes over properties, as ``ix_items_proj_code``."""
 
 LIVING = items.c.retired.is_(None)
 """The condition that every reader of `items` sets: what its source lost is kept, and hidden."""
 
-# On SQLite only, made by the first migration: the boxes of an item's footprint, with time as the
-# third dimension in days since 2000, since R*Tree keeps 32-bit floats (rounded outwards, so that
-# it never misses). `id` is 2 x the item's key, and one more for the second box of an item that
-# crosses the antimeridian. Retired items have no boxes.
+# On SQLite only, made by the migrations: the boxes of an item's footprint, with time as the third
+# dimension, in years of 365.25 days since 2000. R*Tree keeps 32-bit floats (rounded outwards, so
+# that it never misses) and groups boxes by the length of their sides: beside sides in days those in
+# degrees would count for nothing, and a search by place would go through much of the tree. `id` is
+# 2 x the item's key, and one more for the second box of an item that crosses the antimeridian.
+# Retired items have no boxes.
 items_rtree = Table(
     "items_rtree",
     MetaData(),
     Column("id", Integer, primary_key=True),
     *(Column(name, Float) for name in ("west", "east", "south", "north", "start", "end")),
 )
+
+_YEAR = 365.25 * 86_400_000_000  # microseconds
+_YEAR_2000 = 946_684_800_000_000  # microseconds since 1970
+
+
+def tree_time(microseconds: int) -> float:
+    """Years since 2000 of an instant, given in microseconds since 1970: what the R*Tree keeps."""
+    return (microseconds - _YEAR_2000) / _YEAR
+
 
 # What a deep read found in a cube itself, by the id of its item. No foreign key: it outlives an
 # item that a catalog loses for a while.

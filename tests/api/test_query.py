@@ -71,7 +71,7 @@ def test_sqlite_asks_the_rtree_with_time() -> None:
     text = " ".join(str(compiled).split())
     assert "UNION ALL" in text  # a seek on each side of the antimeridian
     assert 'items_rtree."end" >= ? AND items_rtree.start <= ?' in text
-    assert {1.0, 2.0} <= {v for v in search.values.values() if isinstance(v, float)}
+    assert {1 / 365.25, 2 / 365.25} <= {v for v in search.values.values() if isinstance(v, float)}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

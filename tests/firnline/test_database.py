@@ -226,6 +226,26 @@ def test_content_is_compressed_by_lz4(bare_postgresql_url: str) -> None:
     engine.dispose()
 
 
+def test_the_tree_is_in_years_after_the_migration_and_in_days_before(sqlite_url: str) -> None:
+    engine = connect(sqlite_url)
+    start = datetime(2000, 1, 1, tzinfo=UTC) + timedelta(days=365.25)
+    with writing(engine) as connection:
+        put_collections(connection, [(CUBES, b"{}")])
+        put_items(connection, [row("a", box(1, 2, 3, 4), start=start, end=start + timedelta(731))])
+        (key,) = keys(connection).values()
+        for unit, revision in ((365.25, "0008"), (1, "head"), (365.25, "0008")):
+            move = command.upgrade if revision == "head" else command.downgrade
+            move(_alembic(connection), revision)
+            (*sides, first, last) = rtree(connection)[2 * key]
+            assert sides == [1, 3, 2, 4]
+            assert first == pytest.approx(unit)
+            assert first <= unit  # outwards
+            assert last == pytest.approx(unit * (1 + 731 / 365.25))
+            assert last >= unit * (1 + 731 / 365.25)
+        command.upgrade(_alembic(connection), "head")
+    engine.dispose()
+
+
 def test_upgrade_downgrade_upgrade(bare_url: str) -> None:
     engine = connect(bare_url)
     migrate(engine)
@@ -450,21 +470,22 @@ def test_both_databases_store_the_same(sqlite_url: str, postgresql_url: str) -> 
 
 def test_rtree_boxes_follow_the_items(sqlite_url: str) -> None:
     engine = connect(sqlite_url)
-    days = (18 * 365 + 5, 19 * 365 + 5)  # from 2000-01-01 to 2018-01-01 and 2019-01-01
+    # from 2000-01-01 to 2018-01-01 and 2019-01-01, in 32 bits
+    years = (pytest.approx((18 * 365 + 5) / 365.25), pytest.approx((19 * 365 + 5) / 365.25))
     with writing(engine) as connection:
         put_collections(connection, [(CUBES, b"{}")])
         put_items(connection, [row("a", box(1, 2, 3, 4)), row("b", ACROSS)])
         at = keys(connection)
         assert rtree(connection) == {
-            2 * at["a"]: (1, 3, 2, 4, *days),
-            2 * at["b"]: (-180, -160, 70, 75, *days),
-            2 * at["b"] + 1: (170, 180, 70, 75, *days),
+            2 * at["a"]: (1, 3, 2, 4, *years),
+            2 * at["b"]: (-180, -160, 70, 75, *years),
+            2 * at["b"] + 1: (170, 180, 70, 75, *years),
         }
         # the item that crossed no longer does: its second box must go
         put_items(connection, [row("b", box(10, 20, 30, 40))])
         assert rtree(connection) == {
-            2 * at["a"]: (1, 3, 2, 4, *days),
-            2 * at["b"]: (10, 30, 20, 40, *days),
+            2 * at["a"]: (1, 3, 2, 4, *years),
+            2 * at["b"]: (10, 30, 20, 40, *years),
         }
         put_items(connection, [row("a", ACROSS)])
         assert sorted(rtree(connection)) == [2 * at["a"], 2 * at["a"] + 1, 2 * at["b"]]
@@ -483,7 +504,7 @@ def test_rtree_boxes_never_miss(migrated_sqlite: Path, west: float, south: float
     """R*Tree rounds to 32-bit floats: a point on the item's own corner must still find it."""
     engine = connect(f"sqlite:///{migrated_sqlite}")
     instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)
-    day = (at - 946_684_800_000_000) / 86_400_000_000
+    year = (at - 946_684_800_000_000) / (365.25 * 86_400_000_000)
     with engine.execution_options(firnline_writes=True).connect() as connection:
         put_collections(connection, [(CUBES, b"{}")])
         shape = box(west, south, west + 0.1, south + 0.1)
@@ -493,7 +514,7 @@ def test_rtree_boxes_never_miss(migrated_sqlite: Path, west: float, south: float
             found = connection.scalars(
                 select(box_.id).where(
                     box_.west <= x, box_.east >= x, box_.south <= y, box_.north >= y,
-                    box_.start <= day, box_.end >= day,
+                    box_.start <= year, box_.end >= year,
                 )
             ).all()  # fmt: skip
             assert len(found) == 1
