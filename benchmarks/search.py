@@ -1,15 +1,19 @@
-"""What a search costs: CPU time of the server process, and wall time, per request.
+"""What a search costs: CPU time of the server's processes, and wall time, per request.
 
     python benchmarks/search.py [--json] [--quick] [--items N ...]
-    python benchmarks/search.py URL [--pid PID] ...
+    python benchmarks/search.py [NAME=]SERVER[,PID ...] ...
 
-Without a URL, catalogs of 10,000 and 200,000 synthetic items are made (`--items` for others) in
-SQLite, and in PostgreSQL where FIRNLINE_TEST_POSTGRES names a server; each is served by one worker
-and asked. The ratio is that of the CPU times of the largest and the smallest catalog: 1 is a
-search whose cost does not depend on the catalog. A million items take 9 GB and some minutes.
+Without servers, catalogs of 10,000 and 200,000 synthetic items are made (`--items` for others) in
+SQLite, and in PostgreSQL where FIRNLINE_TEST_POSTGRES names a server; each is served by one worker,
+and all are asked the same in turns. The ratio is that of the CPU times of the largest and the
+smallest catalog: 1 is a search whose cost does not depend on the catalog. A million items take
+9 GB and some minutes.
 
-With a URL, the same client asks any STAC server that holds the same items, for a comparison in one
-run (`--write FILE` writes them as NDJSON, to be loaded there). Its CPU time is known if PID is.
+A SERVER is the URL of any STAC server that holds the same items, or that of one of firnline's
+databases, which is served here: so peers stand beside each other in one run. Of a server on this
+machine the CPU time is known; that of its database is counted too if that one's process is given
+(of PostgreSQL the first line of `postmaster.pid`). `--write FOLDER` writes the items and their
+collection as NDJSON, to be loaded there: see docs/searching.md.
 """
 
 from __future__ import annotations
@@ -17,15 +21,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -36,6 +42,8 @@ from firnline.collections import COLLECTIONS, collection
 from firnline.database import connect, migrate, put_collections, put_items, writing
 from firnline.items import CUBES
 
+_BLOCKS = 5
+_LISTENS = "0A"  # state of a socket, in /proc/net/tcp
 Request = Callable[[httpx.Client, np.random.Generator], httpx.Response]
 _SERVE = """
 import sys, uvicorn
@@ -125,37 +133,115 @@ REQUESTS: dict[str, tuple[Request, int, float]] = {
 }
 
 
-def ask(url: str, pid: int | None, rounds: int) -> dict[str, dict[str, float]]:
-    """Median wall and mean CPU milliseconds of each request."""
-    figures = {}
-    with httpx.Client(base_url=url, timeout=120) as client:
-        for name, (request, share, _) in REQUESTS.items():
-            random = np.random.default_rng(1)
-            count = max(1, rounds * share // 100)
-            for _ in range(max(1, count // 10)):
-                request(client, random).raise_for_status()
-            walls, items = [], 0
-            before = cpu_seconds(pid) if pid else 0.0
-            for _ in range(count):
-                start = time.perf_counter()
-                answer = request(client, random).raise_for_status()
-                walls.append(time.perf_counter() - start)
-                items += len(answer.json().get("features", [0]))
-            figures[name] = {
-                "wall_ms": round(1e3 * statistics.median(walls), 2),
-                "items": round(items / count, 1),
-            }
-            if pid:
-                figures[name]["cpu_ms"] = round(1e3 * (cpu_seconds(pid) - before) / count, 2)
+@dataclass(frozen=True)
+class Server:
+    """A STAC server to be asked; the CPU time is that of its processes, if any are known."""
+
+    url: str
+    pids: tuple[int, ...] = ()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """So far."""
+        return sum(map(cpu_seconds, self.pids))
+
+
+def ask(servers: dict[str, Server], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Of each server and request: milliseconds of CPU (the least of the blocks) and wall (median).
+
+    They are asked the same in turns, in blocks: what else the machine does befalls all alike.
+    """
+    figures: dict[str, dict[str, dict[str, float]]] = {name: {} for name in servers}
+    for request, (asked, share, _) in REQUESTS.items():
+        block = max(1, rounds * share // 100 // _BLOCKS)
+        random = {name: np.random.default_rng(1) for name in servers}
+        blocks: dict[str, list[Block]] = {name: [] for name in servers}
+        for number in range(_BLOCKS + 1):  # the first warms up
+            for name, server in servers.items():
+                found = _block(server, asked, random[name], block)
+                if number:
+                    blocks[name].append(found)
+        for name, server in servers.items():
+            figures[name][request] = _figures(server, blocks[name])
     return figures
+
+
+class Block(NamedTuple):
+    """What some requests took: seconds of wall, items of each, seconds of CPU of all."""
+
+    walls: list[float]
+    items: list[int]
+    cpu: float
+    failed: int
+
+
+def _block(server: Server, asked: Request, random: np.random.Generator, count: int) -> Block:
+    walls, items, failed = [], [], 0
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        before = server.cpu_seconds
+        for _ in range(count):
+            start = time.perf_counter()
+            try:
+                answer = asked(client, random).raise_for_status()
+            except (httpx.HTTPStatusError, ValueError):  # no next page, where one should be
+                failed += 1
+                continue
+            walls.append(time.perf_counter() - start)
+            items.append(len(answer.json().get("features", [0])))
+        return Block(walls, items, server.cpu_seconds - before, failed)
+
+
+def _figures(server: Server, blocks: list[Block]) -> dict[str, float]:
+    walls = [wall for block in blocks for wall in block.walls]
+    failed = sum(block.failed for block in blocks)
+    if not walls:
+        return {"failed": failed}
+    figures = {
+        "wall_ms": round(1e3 * statistics.median(walls), 2),
+        "items": round(statistics.mean(n for block in blocks for n in block.items), 1),
+    }
+    if server.pids:
+        each = [block.cpu / (len(block.walls) + block.failed) for block in blocks]
+        figures["cpu_ms"] = round(1e3 * min(each), 2)
+    return figures | ({"failed": failed} if failed else {})
+
+
+def listening(url: str) -> tuple[int, ...]:
+    """The process of this machine that listens where a URL points to; none if that can't be told.
+
+    From the sockets in /proc/net/tcp, and who of the processes has them open.
+    """
+    parsed = httpx.URL(url)
+    if parsed.host not in ("127.0.0.1", "localhost", "::1"):
+        return ()
+    port = f":{parsed.port or 80:04X}"
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        path = Path("/proc/net") / table
+        lines = path.read_text().splitlines()[1:] if path.exists() else []
+        for fields in map(str.split, lines):
+            if fields[1].endswith(port) and fields[3] == _LISTENS:
+                sockets.add(f"socket:[{fields[9]}]")
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            files = {str(file.readlink()) for file in (process / "fd").iterdir()}
+        except OSError:  # another user's, or it has ended
+            continue
+        if files & sockets:
+            found.append(int(process.name))
+    return (min(found),) if found else ()  # the first of several: the others are its children
 
 
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process and its children, to the nanosecond where Linux tells (schedstat)."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    own = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    return own + sum(cpu_seconds(int(child)) for child in children)
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        children = (tasks / str(pid) / "children").read_text().split()
+        own = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+    except OSError:  # it has ended
+        return 0.0
+    return own / 1e9 + sum(cpu_seconds(int(child)) for child in children)
 
 
 def fill(url: str, count: int) -> None:
@@ -174,9 +260,11 @@ def fill(url: str, count: int) -> None:
 
 
 @contextmanager
-def served(database: str) -> Iterator[tuple[str, int]]:
-    """One worker over a catalog: its URL and process."""
-    port = 18_000 + os.getpid() % 10_000
+def served(database: str) -> Iterator[Server]:
+    """One worker over a catalog."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
@@ -192,7 +280,7 @@ def served(database: str) -> Iterator[tuple[str, int]]:
                     break
                 except httpx.HTTPError:
                     time.sleep(0.1)
-            yield url, server.pid
+            yield Server(url, (server.pid,))
         finally:
             server.terminate()
 
@@ -208,7 +296,7 @@ def databases(count: int) -> Iterator[dict[str, str]]:
             return
         import psycopg
 
-        name = f"firnline_search_{os.getpid()}"
+        name = f"firnline_search_{os.getpid()}_{count}"
         conninfo = make_url(server).set(drivername="postgresql")
         text = conninfo.render_as_string(hide_password=False)
         with psycopg.connect(text, autocommit=True) as connection:
@@ -222,61 +310,92 @@ def databases(count: int) -> Iterator[dict[str, str]]:
 
 def run(counts: list[int], rounds: int) -> dict[str, Any]:
     """Figures a database and a size, and what growth they show."""
-    results: dict[str, Any] = {}
-    for count in counts:
-        with databases(count) as urls:
-            for name, database in urls.items():
+    with ExitStack() as open_:
+        servers = {}
+        for count in counts:
+            for kind, database in open_.enter_context(databases(count)).items():
                 fill(database, count)
-                with served(database) as (url, pid):
-                    results.setdefault(name, {})[count] = ask(url, pid, rounds)
+                servers[f"{kind} {count:,}"] = open_.enter_context(served(database))
+        figures = ask(servers, rounds)
+    least, most = f"{min(counts):,}", f"{max(counts):,}"
+    kinds = dict.fromkeys(name.split()[0] for name in servers)
     growth = {
-        name: {
-            request: round(sizes[max(counts)][request]["cpu_ms"] / figure["cpu_ms"], 2)
-            for request, figure in sizes[min(counts)].items()
+        kind: {
+            request: round(figures[f"{kind} {most}"][request]["cpu_ms"] / small["cpu_ms"], 2)
+            for request, small in figures[f"{kind} {least}"].items()
         }
-        for name, sizes in results.items()
+        for kind in kinds
     }
-    return {"requests": results, "growth": growth}
+    return {"requests": figures, "growth": growth}
 
 
-def show(name: str, figures: dict[str, dict[str, float]]) -> None:
-    print(f"{name:38}   CPU ms   wall ms   items   CPU at most")
-    for request, figure in figures.items():
-        cpu = f"{figure['cpu_ms']:9.2f}" if "cpu_ms" in figure else 9 * " "
-        most = REQUESTS[request][2]
-        print(f"  {request:36}{cpu} {figure['wall_ms']:9.2f} {figure['items']:7.0f} {most:13.1f}")
+def given(text: str, open_: ExitStack) -> tuple[str, Server]:
+    """Name and server of an argument."""
+    name, is_named, rest = text.partition("=")
+    if not is_named or "/" in name:
+        name, rest = "", text
+    url, *pids = rest.split(",")
+    more = tuple(map(int, pids))
+    if url.startswith("http"):
+        return name or httpx.URL(url).netloc.decode(), Server(url, listening(url) + more)
+    parsed = make_url(url)
+    server = open_.enter_context(served(url))
+    default = f"{parsed.get_backend_name()} {Path(parsed.database or '').stem}"
+    return name or default, replace(server, pids=server.pids + more)
+
+
+def show(figures: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print a table: a request a row, CPU and wall milliseconds of each server side by side."""
+    width = max(18, *map(len, figures))
+    print(" " * 26 + "".join(f"  {name:>{width}}" for name in figures) + "  CPU at most")
+    print(" " * 26 + f"  {'CPU ms · wall ms':>{width}}" * len(figures))
+    for request, (_, _, most) in REQUESTS.items():
+        cells = [_cell(found[request]) for found in figures.values()]
+        row = "".join(f"  {cell:>{width}}" for cell in cells)
+        print(f"{request:26}{row}  {most:11.1f}")
+
+
+def _cell(figure: dict[str, float]) -> str:
+    if "wall_ms" not in figure:
+        return "fails"
+    cpu = f"{figure['cpu_ms']:.2f} · " if "cpu_ms" in figure else ""
+    return f"{cpu}{figure['wall_ms']:.2f}" + (" !" if "failed" in figure else "")
+
+
+def write(folder: Path, count: int) -> None:
+    """Items and their collection as NDJSON, for the loaders of others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "collection.ndjson").write_text(json.dumps(collection(CUBES)) + "\n")
+    with (folder / "items.ndjson").open("wb") as file:
+        for rows in synthetic_rows(count):
+            file.writelines(row.content + b"\n" for row in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("url", nargs="?", help="a STAC server that has the items")
-    parser.add_argument("--pid", type=int, help="its process, for the CPU time")
+    parser.add_argument("servers", nargs="*", help="[NAME=]SERVER[,PID ...]: see above")
     parser.add_argument("--items", type=int, nargs="+", default=[10_000, 200_000])
-    parser.add_argument("--write", type=Path, help="write the items as NDJSON, and leave")
+    parser.add_argument("--write", type=Path, help="a folder for the items, and no search")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true", help="10,000 items, few rounds")
     arguments = parser.parse_args()
     rounds = 20 if arguments.quick else 100
     if arguments.write:
-        with arguments.write.open("wb") as file:
-            for rows in synthetic_rows(arguments.items[-1]):
-                file.writelines(row.content + b"\n" for row in rows)
+        write(arguments.write, arguments.items[-1])
         return
-    if arguments.url:
-        figures = ask(arguments.url, arguments.pid, rounds)
-        print(json.dumps(figures)) if arguments.json else show(arguments.url, figures)
-        return
-    result = run([2_000, 10_000] if arguments.quick else arguments.items, rounds)
+    if arguments.servers:
+        with ExitStack() as open_:
+            servers = dict(given(text, open_) for text in arguments.servers)
+            result = {"requests": ask(servers, rounds)}
+    else:
+        result = run([2_000, 10_000] if arguments.quick else arguments.items, rounds)
     if arguments.json:
         print(json.dumps(result))
         return
-    for name, sizes in result["requests"].items():
-        for count, figures in sizes.items():
-            show(f"{name}, {count:,} items", figures)
-        growth = ", ".join(
-            f"{request}: {ratio}" for request, ratio in result["growth"][name].items()
-        )
-        print(f"  ratio of the largest to the smallest: {growth}")
+    show(result["requests"])
+    for kind, ratios in result.get("growth", {}).items():
+        told = ", ".join(f"{request}: {ratio}" for request, ratio in ratios.items())
+        print(f"{kind}, ratio of the largest to the smallest: {told}")
 
 
 if __name__ == "__main__":
