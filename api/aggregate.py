@@ -20,7 +20,7 @@ from starlette.responses import Response
 from firnline.api import parameters
 from firnline.api.aggregations import MAX_PRECISION, PRECISION, answers, available
 from firnline.api.buckets import Interval
-from firnline.api.collections import ids_of
+from firnline.api.collections import check_known, ids_of
 from firnline.api.links import JSON, Base, JSONBytes, Link
 from firnline.api.parameters import CollectionParameters, MatchBody, MatchParameters
 from firnline.api.summaries import Summaries, Summariser
@@ -116,6 +116,9 @@ def create_router(engine: Engine, settings: Settings, summariser: Summariser) ->
                 raise InputError(f"collections: these are the items of {id[:100]!r} only")
             asked.collections = [id]
         search = parameters.matching(asked)
+        if id is None:
+            with reading(engine) as connection:
+                check_known(connection, search.collections)
         there = available(
             summaries_of(id),
             search,

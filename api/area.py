@@ -67,7 +67,7 @@ def from_bbox(values: Sequence[float]) -> Area | None:
         )
     given = ",".join(f"{value:g}" for value in values)
     if not all(math.isfinite(value) for value in values):
-        raise BBoxError(f"bbox {given} is not finite")
+        raise BBoxError(f"bbox takes finite numbers, not {given}")
     numbers = [float(value) for value in values]
     if len(numbers) == 6:
         west, south, lowest, east, north, highest = numbers

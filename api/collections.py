@@ -19,7 +19,7 @@ from firnline.api import paging, parameters
 from firnline.api.matched import Matched
 from firnline.api.paging import Place
 from firnline.api.searches import Cursor, Search, Way
-from firnline.errors import NotFoundError
+from firnline.errors import InputError, NotFoundError
 from firnline.tables import collections
 
 
@@ -72,6 +72,21 @@ def stored_collection(connection: Connection, id: str) -> bytes:
     if content is None:
         raise NotFoundError(f"there is no collection {id[:100]!r}")
     return bytes(content)
+
+
+def check_known(connection: Connection, asked: Sequence[str]) -> None:
+    """Refuse the parameter `collections` if it names one that there is not.
+
+    Raises
+    ------
+    InputError
+    """
+    if not asked:
+        return
+    known = ids_of(connection, None)
+    for id in asked:
+        if id not in known:
+            raise InputError(f"collections: there is no {id[:100]!r}; accepted: {', '.join(known)}")
 
 
 def ids_of(connection: Connection, id: str | None) -> list[str]:

@@ -144,6 +144,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if error.status_code == 404 and detail == "Not Found":  # the router's own words
         detail = f"there is nothing at {request.url.path[:200]}"
+    elif detail == "There was an error parsing the body":  # FastAPI's, of what its parser raised
+        detail = "body: JSON is accepted, but not so deep, nor numbers so long, and in UTF-8"
     elif error.status_code == 405:
         detail = f"{request.method[:20]} is not possible at {request.url.path[:200]}"
     return problem(error.status_code, detail, request.url.path, headers=error.headers)

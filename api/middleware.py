@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette_compress import CompressMiddleware
+from starlette_compress import CompressMiddleware, add_compress_type
 
 from firnline.api.errors import failure, problem
 
 MAX_BODY = 1_000_000
 """Largest body that is read, in bytes."""
+
+
+for _type in ("application/schema+json", "application/vnd.oai.openapi+json"):
+    add_compress_type(_type)
 
 
 class Failsafe:

@@ -301,7 +301,7 @@ def _area(asked: MatchBody) -> area.Area | None:
         raise InputError("bbox and intersects can't be given together")
     if asked.bbox_crs is not None and asked.crs is not None:
         raise InputError("bbox-crs and crs can't be given together")
-    crs = _crs(asked.crs or asked.bbox_crs)
+    crs = _crs("crs", asked.crs) or _crs("bbox-crs", asked.bbox_crs)
     if asked.bbox is not None:
         return area.from_bbox(asked.bbox) if crs is None else area.from_bounds(asked.bbox, crs)
     if asked.intersects is not None:
@@ -309,8 +309,8 @@ def _area(asked: MatchBody) -> area.Area | None:
     return None
 
 
-def _crs(text: str | None) -> str | None:
-    """The code of a CRS; None for longitude, latitude.
+def _crs(name: str, text: str | None) -> str | None:
+    """The code of the CRS in a parameter; None for longitude, latitude.
 
     OGC URIs of the kind that OGC API - Features, Part 2 asks for are taken besides codes.
     """
@@ -321,10 +321,15 @@ def _crs(text: str | None) -> str | None:
     if text.startswith(prefix):
         authority, _, code = text.removeprefix(prefix).partition("/")
         code = f"{authority}:{code.rpartition('/')[2]}"
-    crs = parse_crs(code)
+    try:
+        crs = parse_crs(code)
+    except CRSError as error:
+        raise CRSError(f"{name}: {error}") from None
     if crs.is_geographic:
         if crs_code(crs) != "OGC:CRS84":
-            raise CRSError(f"crs {text[:60]!r} is geographic; accepted: CRS84, or a projected one")
+            raise CRSError(
+                f"{name} {text[:60]!r} is geographic; accepted: CRS84, or a projected one"
+            )
         return None
     return crs_code(crs)
 

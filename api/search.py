@@ -210,6 +210,8 @@ class CatalogClient(BaseCoreClient):
         search = parameters.normalised(asked)
         fields = parameters.fields(asked)
         with reading(self.engine) as connection:
+            if "collection_id" not in request.path_params:
+                collections.check_known(connection, search.collections)
             found = pages.find(connection, search, asked.token, self.key)
             if not found.rows and "collection_id" in request.path_params:
                 # No items: is there such a collection at all?

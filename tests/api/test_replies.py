@@ -37,6 +37,15 @@ def test_encodings(served: str, engine: Engine, encoding: str) -> None:
     assert len(encoded) < len(content) / 4
 
 
+@pytest.mark.parametrize("path", ["/queryables", "/collections/itslive-cubes/queryables", "/api"])
+def test_json_of_other_names_is_compressed_too(served: str, path: str) -> None:
+    plain, content = raw(f"{served}{path}", "identity")
+    answer, encoded = raw(f"{served}{path}", "zstd")
+    assert answer.headers["content-encoding"] == "zstd"
+    assert answer.headers["content-type"] == plain.headers["content-type"] != "application/json"
+    assert DECODERS["zstd"](encoded) == content
+
+
 @pytest.mark.parametrize(
     ("accepted", "sent"),
     [

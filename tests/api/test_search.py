@@ -243,7 +243,6 @@ class TestFilters:
         assert client.ids(ids="pole,mosaic", collections=CUBES) == ["pole"]
         assert client.ids(ids="pole", datetime="2014-01-01T00:00:00Z/..") == []
         assert client.ids(collections="subsets,velocity-mosaics") == ["mosaic", "subset-1"]
-        assert client.ids(collections="none") == []
         assert client.posted_ids(ids=["pole"], collections=[CUBES]) == ["pole"]
         assert client.posted_ids(ids=[], collections=[]) == NEWEST
 
@@ -352,7 +351,7 @@ class TestBadInput:
             (b"\xff\xfe", "body"),
             (b"[" * 100_000, "body"),
             (b'{"intersects":' * 50_000, "body"),
-            (b'{"limit":' + b"9" * 5000 + b"}", ""),
+            (b'{"limit":' + b"9" * 5000 + b"}", "body"),
         ],
     )
     def test_post_of_raw_bytes(self, client: Client, raw: bytes, name: str) -> None:
@@ -360,6 +359,21 @@ class TestBadInput:
             "POST", "/search", 400, content=raw, headers={"Content-Type": "application/json"}
         )
         assert name in problem["detail"]
+
+    @pytest.mark.parametrize("path", ["/search?", "/aggregate?aggregations=total_count&"])
+    def test_collections_that_there_are_not(self, client: Client, path: str) -> None:
+        problem = client.problem("GET", f"{path}collections={CUBES},none", 400)
+        there = f"{CUBES}, subsets, velocity-mosaics"
+        assert problem["detail"] == f"collections: there is no 'none'; accepted: {there}"
+        assert client.http.get(f"{path}collections={CUBES},subsets").status_code == 200
+
+    @pytest.mark.parametrize("code", ["EPSG:9999999", "EPSG:4267", "here"])
+    @pytest.mark.parametrize("name", ["crs", "bbox-crs"])
+    def test_crs_by_its_own_name(self, client: Client, name: str, code: str) -> None:
+        problem = client.problem("GET", f"/search?bbox=0,0,1,1&{name}={code}", 400)
+        assert problem["detail"].startswith(name)
+        assert code in problem["detail"]
+        assert "CRS84" in problem["detail"]
 
     def test_another_media_type(self, client: Client) -> None:
         options = {"content": b'{"limit":1}', "headers": {"Content-Type": "text/plain"}}
