@@ -18,8 +18,19 @@ from firnline.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_BELOW = 10  # how much nicer than those who search
 _AGAIN = 5.0  # seconds until a worker that died is started again
 _PATIENCE = 20.0  # seconds that it may take to hand back its job
+
+
+def step_back() -> None:
+    """Let searches go first: this process works on while someone waits for them.
+
+    To be called before threads are started, which have their creator's priority.
+    """
+    os.nice(_BELOW)
+    if hasattr(os, "SCHED_BATCH"):  # Linux: nor does it interrupt them when its data come
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class WorkerProcess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import socket
 import threading
@@ -111,6 +112,8 @@ class Service:
         """Serve in this thread until interrupted."""
         log.info("serving", url=self._settings.public_url or self.url)
         self._start_threads()
+        gc.collect()
+        gc.freeze()  # what libraries made at import is not looked through again while one searches
         try:
             self._server.run(sockets=[self._socket])
         finally:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from firnline.child import step_back
 from firnline.cli.console import Json, out, phases, print_json
 from firnline.cli.installation import load_settings, open_database
 
@@ -38,6 +39,7 @@ def harvest(
     as_json: Json = False,
 ) -> None:
     """Harvest the catalog of datacubes, and the mosaics, into the database."""
+    step_back()
     from firnline.cache.refresh import mark_stale
     from firnline.indexer.cubes import deepen
     from firnline.indexer.harvest import harvest as run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Annotated
 import typer
 
 from firnline import logs
+from firnline.child import step_back
 from firnline.cli.console import err, out, percent
 from firnline.cli.installation import load_settings, open_database
 from firnline.cli.interrupt import stop_on_signal
 from firnline.settings import Settings
-
-_BELOW = 10  # how much nicer a worker is to searches than they to it
 
 
 def serve(
@@ -43,13 +41,13 @@ def worker(
     ] = False,
 ) -> None:
     """Take jobs from the queue until stopped."""
+    step_back()
     from firnline.cache import worker as working
 
     settings = load_settings()
     engine = open_database(settings, migrated=not child)
     with stop_on_signal() as stop:
         if child:
-            os.nice(_BELOW)
             threading.Thread(target=_until_input_ends, args=(stop,), daemon=True).start()
         if once:
             if not working.run_next(engine, settings, working.worker_name(), stop=stop):
