@@ -52,6 +52,10 @@ def _only_loopback() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_here)
+        # commands that run in this process don't make it, and the next tests, slower
+        patch.setattr("firnline.child.step_back", lambda: None)
+        for command in ("serve", "catalog"):
+            patch.setattr(f"firnline.cli.{command}.step_back", lambda: None)
         for name in [name for name in os.environ if name.startswith("FIRNLINE_")]:
             if not name.startswith(("FIRNLINE_TEST_", "FIRNLINE_SHARED_")):
                 patch.delenv(name)

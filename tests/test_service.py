@@ -166,6 +166,7 @@ def test_a_worker_that_dies_is_replaced(
         )
         wait_for(lambda: httpx.get(answer.headers["location"]).json()["status"] == "successful")
         assert os.getpriority(os.PRIO_PROCESS, second) > os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.sched_getscheduler(second) == os.SCHED_BATCH
     assert not runs(second)
 
 
