@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 
-.PHONY: demo serve page test lint format docs bench constraints clean
+.PHONY: demo serve page test lint audit format docs bench constraints clean
 
 # One stamp for each set of requirements, remade when they change.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -35,6 +35,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known vulnerabilities that an upgrade mends, where PyPI and npm tell of them.
+audit: $(VENV)/.dev
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

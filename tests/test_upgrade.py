@@ -25,7 +25,7 @@ from starlette.testclient import TestClient
 
 from firnline.api.app import create_app
 from firnline.cache import jobs, worker
-from firnline.cache.opening import ask, subset_folder
+from firnline.cache.opening import ask, subset_place
 from firnline.cache.request import Request
 from firnline.database import connect, reading, writing
 from firnline.indexer.cubes import deepen
@@ -167,13 +167,13 @@ def test_upgrade_from_an_earlier_release(
     # what was materialised is the answer, and its files are read
     job = ask(engine, moved, request(sample, moved))
     assert (job.status, job.message) == ("successful", "answered from the cache")
-    assert subset_folder(engine, moved, str(job.subset)).is_dir()
+    assert subset_place(engine, moved, str(job.subset)).exists()
     # what waited is done, by the request of then
     (waiting,) = [job for job in jobs.recent(engine) if job.status == "accepted"]
     done = worker.finish(engine, moved, waiting)
     assert done.status == "successful"
     assert done.subset is not None
-    assert subset_folder(engine, moved, done.subset).is_dir()
+    assert subset_place(engine, moved, done.subset).exists()
     # and the next harvest finds nothing new, the next deep read everything
     report = harvest(engine, moved, [sample.mirror.catalog_url], mosaics=False, force=True)
     counts = report.counts["itslive-cubes"]
