@@ -33,7 +33,8 @@ def hooks() -> Any:
 def commands(page: Path) -> list[list[str]]:
     """The words after `firnline` of each command line in code blocks; not those with gaps."""
     text = page.read_text().replace("\\\n", " ")
-    blocks = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fenced if language in ("", "sh", "bash")]
     blocks += re.findall(r"^    (firnline .*)$", text, re.MULTILINE)
     found = []
     for line in "\n".join(blocks).splitlines():

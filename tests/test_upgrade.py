@@ -167,13 +167,13 @@ def test_upgrade_from_an_earlier_release(
     # what was materialised is the answer, and its files are read
     job = ask(engine, moved, request(sample, moved))
     assert (job.status, job.message) == ("successful", "answered from the cache")
-    assert subset_place(engine, moved, str(job.subset)).exists()
+    assert subset_place(engine, moved, str(job.subset)).is_dir()
     # what waited is done, by the request of then
     (waiting,) = [job for job in jobs.recent(engine) if job.status == "accepted"]
     done = worker.finish(engine, moved, waiting)
     assert done.status == "successful"
     assert done.subset is not None
-    assert subset_place(engine, moved, done.subset).exists()
+    assert subset_place(engine, moved, done.subset).is_dir()
     # and the next harvest finds nothing new, the next deep read everything
     report = harvest(engine, moved, [sample.mirror.catalog_url], mosaics=False, force=True)
     counts = report.counts["itslive-cubes"]
