@@ -19,7 +19,7 @@ from firnline.cache.strain.windows import Floats, Window
 
 Mask = NDArray[np.bool_]
 
-_STRIP = 256  # columns in which windows with gaps are looked for, so that few of them cost little
+_STRIP = 512  # columns in which windows with gaps are looked for, so that few of them cost little
 
 
 class Gradient(NamedTuple):
