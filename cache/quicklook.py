@@ -345,10 +345,11 @@ def _draw_crosses(axes: Axes, grid: _Map, e1: Floats, e2: Floats, theta: Floats)
     if not reference > 0:
         return ""
     seen = np.isfinite(size) & (size > 0.12 * reference)
+    unit = 0.42 * grid.side / _CROSSES  # half of the arm of the reference
     for rate, turn in ((e1, 0.0), (e2, np.pi / 2)):
         for sign, colour in ((1, _EXTENSION), (-1, _COMPRESSION)):
             chosen = seen & (sign * rate > 0)
-            half = np.minimum(np.abs(rate[chosen]) / reference, 1.2) * 0.42 * grid.side / _CROSSES
+            half = np.minimum(np.abs(rate[chosen]) / reference, 1.2) * unit
             along = theta[chosen] + turn
             dx, dy = half * np.cos(along), half * np.sin(along)
             x, y = gx[chosen], gy[chosen]
@@ -357,6 +358,8 @@ def _draw_crosses(axes: Axes, grid: _Map, e1: Floats, e2: Floats, theta: Floats)
                 axes.add_collection(
                     LineCollection(list(lines), colors=colour_, linewidths=width, zorder=3)
                 )
+    known = _round_below(reference)
+    _key(axes, grid, 2 * unit * known / reference, f"{known:g} / year", colour=_EXTENSION)
     return "principal axes: red extension, blue compression"
 
 
@@ -418,18 +421,28 @@ def _dress(
 
 
 def _scale_bar(axes: Axes, grid: _Map) -> None:
+    west, east, _, _ = grid.extent
+    length = _round_below((east - west) / 4)
+    text = f"{length:g} km" if length >= 1 else f"{length * 1e3:g} m"
+    _key(axes, grid, length, text, colour="black")
+
+
+def _round_below(number: float) -> float:
+    """The largest of 1, 2, 5, 10 and so on that is not above a number."""
+    decade: float = 10.0 ** math.floor(math.log10(number))
+    return max(n for n in (1, 2, 5) if n * decade <= number * (1 + 1e-9)) * decade
+
+
+def _key(axes: Axes, grid: _Map, length: float, text: str, colour: str) -> None:
+    """A bar of a known length in the lower left corner, and what it stands for."""
     from matplotlib.patches import Rectangle
 
     west, east, south, north = grid.extent
-    room = (east - west) / 4
-    decade = 10 ** math.floor(math.log10(room))
-    length = max(n for n in (1, 2, 5) if n * decade <= room) * decade
-    text = f"{length:g} km" if length >= 1 else f"{length * 1e3:g} m"
     left, bottom = west + 0.04 * (east - west), south + 0.045 * (north - south)
     thick = 0.010 * grid.side
     axes.add_patch(
         Rectangle(
-            (left, bottom), length, thick, facecolor="black", edgecolor="white", lw=0.9, zorder=4
+            (left, bottom), length, thick, facecolor=colour, edgecolor="white", lw=0.9, zorder=4
         )
     )
     axes.text(
