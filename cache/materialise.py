@@ -2,8 +2,8 @@
 
 The walk: cubes of the catalog -> plan -> for each tile fetch, stitch, write, composite, checkpoint
 -> strain -> products -> verify, publish. Of mosaics: their headers -> plan -> windows, trend ->
-strain and so on. A tile is written by whole shards and recorded when it is
-on disk, so that a job taken over by another worker goes on at its first unfinished tile.
+strain and so on. A tile, or a block of mosaics, is written by whole shards and recorded when it is
+on disk, so that a job taken over by another worker goes on at the first that is unfinished.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     with drafts.begin(engine, settings, job, plan, composited=composited) as draft:
         if isinstance(plan, MosaicPlan):
             elsewhere: Mapping[str, Stored] = {}
-            made = _from_mosaics(settings, plan, draft.work, pulse, began)
+            made = _from_mosaics(engine, settings, job, plan, draft, pulse, began)
         else:
             before = None if container else find_former(engine, settings, plan)
             plan = dated(plan, before, asked=not (draft.done or settings.chunk_cache_quota))
@@ -211,10 +211,27 @@ def _put_elsewhere(manifests: Sequence[Manifest]) -> dict[str, Stored]:
 
 
 def _from_mosaics(
-    settings: Settings, plan: MosaicPlan, work: Path, pulse: Pulse, began: float
+    engine: Engine,
+    settings: Settings,
+    job: Job,
+    plan: MosaicPlan,
+    draft: Draft,
+    pulse: Pulse,
+    began: float,
 ) -> products.Made:
-    counts = Counts()
-    sources = write_mosaics(plan, work, settings, pulse, counts)
+    counts, work = Counts(), draft.work
+    # in a bucket blocks are put down with all else at the end, and the next attempt begins anew
+    finished = {} if draft.new else draft.done
+
+    def checkpoint(block: int, counted: Mapping[str, int], sources: Manifest) -> None:
+        manifest = {**draft.manifest(counted, {}), "sources": sources}
+        jobs.checkpoint(engine, job, block, manifest)
+
+    try:
+        sources = write_mosaics(plan, work, settings, pulse, counts, finished, checkpoint)
+    except SourceChangedError:
+        jobs.forget_tiles(engine, job)  # they are of what the source was
+        raise
     if plan.request.strain:
         pulse.say(90, "strain rates")
         write_strain(plan, work, plan.periods)

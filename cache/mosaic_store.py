@@ -5,7 +5,7 @@ Block after block, all years of one at a time, so that memory knows nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from firnline.cache.mosaics import MosaicItem, MosaicPlan, PlacedMosaic, open_co
 from firnline.cache.new_store import create_fields
 from firnline.cache.periods import Period, as_arrays
 from firnline.cache.trend import FEWEST, linear_trend
-from firnline.errors import SourceCorruptError, SourceMissingError
+from firnline.errors import SourceChangedError, SourceCorruptError, SourceMissingError
 from firnline.settings import Settings
 from firnline.variables import ANNUAL_VARIABLES, MOSAIC_ASSETS
 
@@ -72,9 +72,26 @@ def trend_period(plan: MosaicPlan) -> Period | None:
 
 
 def write_mosaics(
-    plan: MosaicPlan, work: Path, settings: Settings, pulse: Pulse, counts: Counts
+    plan: MosaicPlan,
+    work: Path,
+    settings: Settings,
+    pulse: Pulse,
+    counts: Counts,
+    finished: Mapping[int, Mapping[str, Any]],
+    checkpoint: Callable[[int, dict[str, int], dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """Read the mosaics and write ``composite.zarr`` and, of three years or more, ``trend.zarr``.
+
+    Parameters
+    ----------
+    counts
+        What was fetched, now and for the blocks that are finished, is added to it.
+    finished : mapping of int to mapping
+        Manifests of the blocks that an earlier attempt wrote, by number; without any the stores
+        are made.
+    checkpoint : callable
+        Takes the number of a block that is on disk, what was counted for it, and the sources so
+        far by URL, which its manifest has as ``sources``.
 
     Returns
     -------
@@ -83,16 +100,26 @@ def write_mosaics(
 
     Raises
     ------
-    SourceChangedError, SourceUnreachableError, SourceCorruptError
+    SourceChangedError
+        Also where a finished block is of another version of a file: nothing of it is of use.
+    SourceUnreachableError, SourceCorruptError
     """
     trend = trend_period(plan)
-    _create(plan, work / store.COMPOSITE, FIELDS, plan.periods, METHOD)
-    if trend is not None:
-        _create(plan, work / store.TREND, TREND_FIELDS, (trend,), _TREND_METHOD)
+    if not finished:
+        _create(plan, work / store.COMPOSITE, FIELDS, plan.periods, METHOD)
+        if trend is not None:
+            _create(plan, work / store.TREND, TREND_FIELDS, (trend,), _TREND_METHOD)
     blocks = list(store.field_blocks((1, *plan.shape[1:])))
+    known: dict[str, dict[str, Any]] = {}
+    for manifest in finished.values():
+        known |= manifest["sources"]
+        counts.add(**{name: n for name, n in manifest.items() if type(n) is int})
+    counts.since_last()
     with ThreadPoolExecutor(settings.concurrency, thread_name_prefix="mosaic") as pool:
-        files = _Files(plan, settings, counts, pool)
+        files = _Files(plan, settings, counts, pool, known)
         for n, (_, rows, columns) in enumerate(blocks):
+            if n in finished:
+                continue
             pulse.check()
             fields = files.read(rows, columns)
             for name, values in fields.items():
@@ -102,8 +129,9 @@ def write_mosaics(
                 for name, values in _trend(plan, fields).items():
                     block = slice(0, 1), rows, columns
                     store.write_field(work / store.TREND, name, values[None], block)
+            checkpoint(n, counts.since_last(), files.read_so_far)
             pulse.say(round(90 * (n + 1) / len(blocks)), f"{n + 1} of {len(blocks)} blocks")
-    return files.sources
+    return sorted(files.read_so_far.values(), key=lambda one: (one["id"], one["href"]))
 
 
 def _create(
@@ -139,20 +167,26 @@ class _Files:
     """The COGs of a plan, opened when first needed and each read by one thread at a time."""
 
     def __init__(
-        self, plan: MosaicPlan, settings: Settings, counts: Counts, pool: ThreadPoolExecutor
+        self,
+        plan: MosaicPlan,
+        settings: Settings,
+        counts: Counts,
+        pool: ThreadPoolExecutor,
+        known: Mapping[str, dict[str, Any]],
     ) -> None:
         self._plan, self._settings, self._counts, self._pool = plan, settings, counts, pool
+        self._known = known
         self._keeper = open_chunk_cache(settings)
         self._open: dict[tuple[str, str], RemoteCog | None] = {}
 
     @property
-    def sources(self) -> list[dict[str, Any]]:
-        """Item, URL and ETag of the files that were read."""
-        return [
-            {"id": id, "href": cog.url, "etag": cog.etag}
-            for (id, _), cog in sorted(self._open.items(), key=lambda one: one[0])
+    def read_so_far(self) -> dict[str, dict[str, Any]]:
+        """Item, URL and ETag of the files that were read, by URL; by earlier attempts as well."""
+        return dict(self._known) | {
+            cog.url: {"id": id, "href": cog.url, "etag": cog.etag}
+            for (id, _), cog in self._open.items()
             if cog is not None
-        ]
+        }
 
     def read(self, rows: slice, columns: slice) -> dict[str, Raw]:
         """All fields ``(time, y, x)`` of a block of the target."""
@@ -234,6 +268,9 @@ class _Files:
                 if name in ("vx", "vy"):
                     raise
                 self._open[key] = None
+            cog = self._open[key]
+            if cog is not None and self._known.get(cog.url, {}).get("etag", cog.etag) != cog.etag:
+                raise SourceChangedError(f"{cog.url} has changed since an earlier attempt read it")
         return self._open[key]
 
 

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from starlette.testclient import TestClient
 import firnline
 from firnline.api.app import create_app
 from firnline.cache import jobs, worker
+from firnline.cache.cog_reader import RemoteCog
 from firnline.cache.materialise import plan_request
 from firnline.cache.opening import ask, subset_place
 from firnline.cache.refresh import refresh
@@ -558,6 +561,95 @@ def test_blocks_make_the_whole(shelf: Shelf) -> None:
     np.testing.assert_array_equal(
         got.vy.values[0], np.where(np.isnan(vx), np.nan, vy)[3:690, 7:880].astype("f4")
     )
+
+
+KILLED = """
+import os, signal, sys
+from firnline.cache import store, worker
+from firnline.database import connect
+from firnline.settings import Settings
+
+settings = Settings(data_dir=sys.argv[1], allowed_sources=(sys.argv[2],), _env_file=None)
+fields, write = 0, store.write_field
+
+def until(path, name, values, block):
+    global fields
+    fields += 1
+    if fields > int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, name, values, block)
+
+store.write_field = until
+worker.run_next(connect(settings.database), settings, "killed")
+"""
+
+
+def three_years(shelf: Shelf, faster: int = 0) -> tuple[float, ...]:
+    """Mosaics whose window takes six blocks; the window."""
+    y, x = np.mgrid[0:400, 0:600]
+    for year in (2018, 2019, 2020):
+        vx, vy = x + 10.0 * (year - 2018) + faster, y * 1.0
+        shelf.put(17, "EPSG:32718", year, (500_000, 4_500_000), vx=vx, vy=vy, v=np.hypot(vx, vy))
+    return (500_000, 4_500_000 - 120 * 400, 500_000 + 120 * 600, 4_500_000)
+
+
+def killed_after(shelf: Shelf, fields: int, bbox: tuple[float, ...]) -> jobs.Job:
+    """The job of a worker process that was killed when it had written so many fields."""
+    inputs = {**MOSAICS, "bbox": bbox, "crs": "EPSG:32718", "strain": False}
+    job = jobs.submit(shelf.engine, Request.parse(inputs, shelf.settings))
+    root = shelf.settings.allowed_sources[0]
+    words = [sys.executable, "-c", KILLED, str(shelf.settings.data_dir), root, str(fields)]
+    ended = subprocess.run(words, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    job = jobs.get(shelf.engine, job.id)
+    assert job.status == "running"
+    jobs.beat(shelf.engine, job, -1.0)  # its lease is over
+    return job
+
+
+def stores(shelf: Shelf, job: jobs.Job) -> dict[str, xr.Dataset]:
+    assert job.subset is not None, job.message
+    folder = subset_place(shelf.engine, shelf.settings, job.subset)
+    return {name: xr.open_zarr(folder / f"{name}.zarr").load() for name in ("composite", "trend")}
+
+
+# of ten fields a block: in the first, in the middle of another, in the last
+@pytest.mark.parametrize("fields", [4, 27, 55])
+def test_a_killed_job_goes_on_at_its_first_unfinished_block(
+    shelf: Shelf, fields: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bbox = three_years(shelf)
+    job = killed_after(shelf, fields, bbox)
+    assert sorted(jobs.finished_tiles(shelf.engine, job)) == list(range(fields // 10))
+    windows = []
+    read = RemoteCog.read
+    monkeypatch.setattr(RemoteCog, "read", lambda cog, *w: (windows.append(w), read(cog, *w))[1])
+    ended = worker.finish(shelf.engine, shelf.settings, job)
+    assert (ended.status, ended.attempt) == ("successful", 2)
+    # of three years seven files each
+    assert len(windows) == 21 * (6 - fields // 10)
+    got = stores(shelf, ended)
+    y, x = np.mgrid[0:400, 0:600]
+    for n in range(3):
+        np.testing.assert_array_equal(got["composite"].vx.values[n], x + 10 * n)
+        np.testing.assert_array_equal(got["composite"].vy.values[n], y)
+        assert (got["composite"]["count"].values[n] == 9).all()
+    assert (got["trend"].years.values == 3).all()
+    assert ended.subset is not None
+    folder = subset_place(shelf.engine, shelf.settings, ended.subset)
+    told = json.loads((folder / "provenance.json").read_text())
+    assert len({source["href"] for source in told["sources"]}) == 21
+    assert list((shelf.settings.cache_dir / "work").iterdir()) == []
+
+
+def test_blocks_of_what_a_mosaic_was_are_not_kept(shelf: Shelf) -> None:
+    bbox = three_years(shelf)
+    job = killed_after(shelf, 27, bbox)
+    three_years(shelf, faster=500)
+    ended = worker.finish(shelf.engine, shelf.settings, job)
+    assert ended.status == "successful", ended.message
+    _, x = np.mgrid[0:400, 0:600]
+    np.testing.assert_array_equal(stores(shelf, ended)["composite"].vx.values[0], x + 500)
 
 
 def test_refusals(shelf: Shelf) -> None:
