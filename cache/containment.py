@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Engine, func, literal, select
 
 from firnline.cache import eviction, store
+from firnline.cache.drafts import RECORD
 from firnline.cache.fetch import Counts
 from firnline.cache.kept_cubes import load_cube
 from firnline.cache.places import Place, generation_place
@@ -94,7 +94,9 @@ class Container:
         return round((other.f - mine.f) / mine.e), round((other.c - mine.c) / mine.a)
 
     def is_whole(self) -> bool:
-        """Whether its store has the layers that its plan says."""
+        """Whether it stays, and its store has the layers that its plan says."""
+        if not (self.folder / RECORD).exists():
+            return False
         stored = np.asarray(store.opened(self.folder / store.PAIRS, "granule")[...])
         # strings of variable length in Zarr v3, of a fixed one in v2
         return bool(
@@ -282,12 +284,18 @@ class StoredTiles:
             for n, place in enumerate(self._plan.placements):
                 rows, columns = _meet(tile.rows, place.rows), _meet(tile.columns, place.columns)
                 if rows and columns:
-                    # what has gone ends here, or has made Zarr give missing values
-                    with suppress(FileNotFoundError):
+                    try:
                         self._copy(target, n, variable, tile, rows, columns)
-            if not self._container.folder.is_dir():
-                raise SourceChangedError(f"subset {self._container.id} was removed")
+                    except (FileNotFoundError, StoreError):
+                        self._check_that_it_stays()
+                        raise
+            self._check_that_it_stays()  # Zarr may have given missing values for what has gone
             yield tile, variable, target
+
+    def _check_that_it_stays(self) -> None:
+        # what goes first
+        if not (self._container.folder / RECORD).exists():
+            raise SourceChangedError(f"subset {self._container.id} was removed")
 
     def _copy(
         self, target: Raw, cube: int, variable: str, tile: Tile, rows: range, columns: range

@@ -230,6 +230,7 @@ def _discard(settings: Settings, folder: Place) -> None:
     """Take a folder from where readers look, on a disk at one go; then remove it."""
     if isinstance(folder, BucketPath):
         try:
+            folder.remove([RECORD])  # who reads sees by it that the rest is going
             folder.remove()
         except StoreError as error:  # the rest goes with the next sweep
             log.warning("files are not removed yet", folder=str(folder), reason=str(error))

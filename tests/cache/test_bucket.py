@@ -27,6 +27,7 @@ from sqlalchemy import Engine, select, update
 import firnline
 from firnline.cache import bucket, drafts, eviction, jobs, store, worker
 from firnline.cache.bucket import BucketPath
+from firnline.cache.containment import StoredTiles
 from firnline.cache.jobs import Job
 from firnline.cache.materialise import plan_request
 from firnline.cache.opening import ask, open_stored, subset_place
@@ -286,6 +287,39 @@ def test_a_request_inside_is_answered_from_the_bucket(
         for path, stored in store.files(folder)
         if path != "provenance.json"
     }
+
+
+@pytest.mark.parametrize("what", ["vx/zarr.json", "vx/c/"])
+def test_a_subset_that_is_being_removed_while_it_is_read(
+    sample: Any, kept: Installation, asked: Request, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """File by file, as buckets do: the job begins anew, from the cubes."""
+    left, bottom, _, _ = sample.mirror.aoi
+    left, bottom = left + 3000, bottom + (2400 if what == "vx/c/" else 0)  # in no other subset
+    inputs = {
+        "bbox": [left, bottom, left + 1200, bottom + 1200], "crs": "EPSG:3413",
+        "variables": VARIABLES, "strain": False,
+    }  # fmt: skip
+    inner = Request.parse(inputs, kept.settings)
+    place = subset_place(kept.engine, kept.settings, asked.subset_id)
+    saved = {name: (place / name).read_bytes() for name in place.files()}
+    going = [name for name in saved if name.startswith(f"pairs.zarr/{what}")]
+    assert going
+    copy = StoredTiles._copy
+
+    def gone(self: StoredTiles, *arguments: Any) -> None:
+        place.remove(["provenance.json", *going])
+        copy(self, *arguments)
+
+    monkeypatch.setattr(StoredTiles, "_copy", gone)
+    sample.server.clear()
+    try:
+        made_anew = made(kept.engine, kept.settings, inner)
+    finally:
+        for name, content in saved.items():
+            (place / name).write_bytes(content)
+    assert json.loads((made_anew / "provenance.json").read_bytes())["read_from"] is None
+    assert sample.server.requests != []
 
 
 def test_a_refreshed_subset_is_another_generation(
