@@ -10,9 +10,13 @@ c  firnline  plan, fetch, stitch, write: the same variables; nothing kept from b
 d  firnline  with composites, strain rates, COGs, quicklook and provenance as well
 m  limit     the chunks that c needs, known beforehand: fetched by 16 threads, decoded by two, their
              windows copied, compressed as c does, written to one file; nothing else
+r  limit     as m, after what no way can do without, since a plan is made from it: the cubes'
+             metadata, then all their 1-D arrays, fetched by 16 threads and decoded by two
 
 `seconds` are those of the whole process but its start, libraries included; `work` those after the
-libraries are there, and `limit_ratio` is that of c's to m's. `repeat_ms` is the same request again.
+libraries are there, and `limit_ratio` is that of c's to m's, `read_ratio` to r's. `repeat_ms` is
+the same request again. Over a line of 200 Mbit/s with a latency of 100 ms, `line_ratio` is `work`
+to the time that the line takes for the chunks' bytes.
 
 And where two CRSs meet: half of the area in a cube of EPSG:3413, half in one of UTM zone 22.
 
@@ -131,7 +135,8 @@ def firnline(context: dict[str, Any], products: bool, **more: Any) -> dict[str, 
     repeat = time.perf_counter() - began
     record = subset_place(engine, settings, job.subset) / "provenance.json"
     fetched = json.loads(record.read_bytes())["fetched"]
-    return {"work": work, "repeat_ms": repeat * 1e3, "requests": fetched["requests"]}
+    repeated = {"repeat_ms": repeat * 1e3}
+    return {"work": work, "requests": fetched["requests"], "bytes": fetched["bytes"], **repeated}
 
 
 def _request(context: dict[str, Any], products: bool, **more: Any) -> tuple[Any, Any]:
@@ -176,8 +181,8 @@ def known(context: dict[str, Any]) -> str:
     return path
 
 
-def limit(context: dict[str, Any]) -> dict[str, Any]:
-    """What can't be done without."""
+def limit(context: dict[str, Any], *, reading: bool = False) -> dict[str, Any]:
+    """What can't be done without; with `reading`, also what a plan is made from."""
     import blosc2
     import numpy as np
     import urllib3
@@ -186,7 +191,10 @@ def limit(context: dict[str, Any]) -> dict[str, Any]:
     pool = urllib3.PoolManager(maxsize=16)
     asked = pickle.loads(Path(context["known"]).read_bytes())
     began = time.perf_counter()
+    if reading:
+        _read_pairs(context["cubes"], pool)
     out = {name: np.full(asked["shape"], -32767, "i2") for name in VARIABLES}
+    sizes = []
 
     def place(about: dict[str, Any], fetched: Any) -> None:
         data = fetched.result()
@@ -199,7 +207,10 @@ def limit(context: dict[str, Any]) -> dict[str, Any]:
 
     def fetch(url: str) -> bytes | None:
         answer = pool.request("GET", url)
-        return answer.data if answer.status == 200 else None
+        if answer.status != 200:
+            return None
+        sizes.append(len(answer.data))
+        return answer.data
 
     def packed(block: Any) -> bytes:
         frame: bytes = blosc2.compress2(
@@ -220,7 +231,30 @@ def limit(context: dict[str, Any]) -> dict[str, Any]:
         )
         with Path(context["out"]).open("wb") as file:
             file.writelines(processors.map(packed, blocks))
-    return {"work": time.perf_counter() - began, "requests": len(fetched)}
+    return {"work": time.perf_counter() - began, "requests": len(fetched), "bytes": sum(sizes)}
+
+
+def _read_pairs(cubes: list[str], pool: Any) -> None:
+    """The metadata of cubes, and all of their arrays that have one dimension, decoded."""
+    from numcodecs import get_codec
+
+    def load(url: str, codec: Any) -> None:
+        answer = pool.request("GET", url)
+        if answer.status == 200:
+            raw = codec.decode(answer.data)
+            del raw
+
+    with ThreadPoolExecutor(16) as fetchers:
+        documents = list(fetchers.map(lambda url: pool.request("GET", f"{url}/.zmetadata"), cubes))
+        loading = []
+        for url, document in zip(cubes, documents, strict=True):
+            for key, about in json.loads(document.data)["metadata"].items():
+                if key.endswith("/.zarray") and len(about["shape"]) == 1:
+                    codec, name = get_codec(about["compressor"]), key.removesuffix("/.zarray")
+                    for n in range(-(-about["shape"][0] // about["chunks"][0])):
+                        loading.append(fetchers.submit(load, f"{url}/{name}/{n}", codec))
+        for each in loading:
+            each.result()
 
 
 METHODS = {
@@ -229,7 +263,10 @@ METHODS = {
     "c": lambda context: firnline(context, products=False),
     "d": lambda context: firnline(context, products=True),
     "m": limit,
+    "r": lambda context: limit(context, reading=True),
 }
+LINE = (0.1, 200e6 / 8)
+"""Seconds before each answer, and bytes a second of all answers together."""
 CROSSING = {
     "w": warped,
     "n": lambda context: firnline(context, products=False, out_crs="EPSG:3413"),
@@ -252,27 +289,35 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for latency in (0.0,) if options.quick else (0.0, 0.03):
-            with _measure.served(Path(folder) / "mirror", latency=latency) as url:
+        lines = ((0.0, None),) if options.quick else ((0.0, None), (0.03, None), LINE)
+        for latency, bandwidth in lines:
+            with _measure.served(
+                Path(folder) / "mirror", latency=latency, bandwidth=bandwidth
+            ) as url:
                 prepared = prepare(Path(folder), url, pairs=1_000 if options.quick else 8_000)
                 for period, dates in PERIODS.items():
                     rows = {}
-                    for method in METHODS:
+                    for method in METHODS if bandwidth is None else "cmr":
                         out = str(Path(folder) / f"{method}-{latency}-{period}.zarr")
                         data = str(Path(folder) / f"{method}-{latency}-{period}")
                         context = prepared | {"period": dates, "out": out}
                         context["settings"] = prepared["settings"] | {"data_dir": data}
-                        if method == "m":
+                        if method in "mr":
                             context["known"] = known(context)
                         rows[method] = _measure.measure(
                             __file__, method, "--context", json.dumps(context)
                         )
                         reset(prepared["settings"])
                     for row in rows.values():
+                        if bandwidth is not None:
+                            row["line_ratio"] = row["work"] / (row["bytes"] / bandwidth)
+                            continue
                         row["time_ratio"] = row["seconds"] / rows["a"]["seconds"]
                         row["memory_ratio"] = row["peak_mb"] / rows["a"]["peak_mb"]
                     rows["c"]["limit_ratio"] = rows["c"]["work"] / rows["m"]["work"]
-                    results[f"{period} of the time, {latency * 1e3:.0f} ms"] = rows
+                    rows["c"]["read_ratio"] = rows["c"]["work"] / rows["r"]["work"]
+                    line = "" if bandwidth is None else f", {bandwidth * 8e-6:.0f} Mbit/s"
+                    results[f"{period} of the time, {latency * 1e3:.0f} ms{line}"] = rows
         with _measure.served(Path(folder) / "crossing") as url:
             prepared = prepare(
                 Path(folder), url, pairs=500 if options.quick else 4_000, crossing=True
@@ -298,7 +343,8 @@ def main() -> None:
         print(f"\n{name}")
         columns = {"seconds": ".2f", "work": ".2f", "cpu_seconds": ".2f", "peak_mb": ".0f"}
         columns |= {"time_ratio": ".2f", "memory_ratio": ".2f", "requests": "d"}
-        _measure.table(rows, columns | {"limit_ratio": ".2f", "repeat_ms": ".0f"})
+        columns |= {"limit_ratio": ".2f", "read_ratio": ".2f", "line_ratio": ".2f"}
+        _measure.table(rows, columns | {"repeat_ms": ".0f"})
 
 
 def prepare(folder: Path, url: str, *, pairs: int, crossing: bool = False) -> dict[str, Any]:

@@ -250,6 +250,7 @@ class Fetcher:
             for each in self._confirm([r for r in ended if r.uncertain]):
                 _wait(each, check)  # bytes that did not decode were fetched since
             check()
+            self._local = threading.local()  # the caller may need the memory
             yield tile, variable, target
 
     def _reach(self) -> int:

@@ -27,7 +27,7 @@ from firnline.cache.fetch import Counts, Fetcher
 from firnline.cache.former import Former, dated, find_former
 from firnline.cache.jobs import Job
 from firnline.cache.kept_cubes import keep_cubes
-from firnline.cache.memory import give_back, shares
+from firnline.cache.memory import give_back, is_short, shares
 from firnline.cache.mosaic_store import write_mosaics
 from firnline.cache.mosaics import MosaicPlan, plan_mosaics
 from firnline.cache.new_store import create_pairs
@@ -43,6 +43,7 @@ from firnline.settings import Settings
 from firnline.source import Source
 
 _BEGINNINGS = 3
+_OPENERS = 4  # cubes whose metadata and image pairs are read side by side
 
 Finished: TypeAlias = tuple[Tile, dict[str, int], dict[str, Stored], float]
 """A tile, what was counted for it, the files that it put outside of this disk, and how many bytes
@@ -99,10 +100,12 @@ def plan_cubes(
 
 
 def _open_cubes(settings: Settings, chosen: Sequence[CubeItem]) -> list[OpenCube]:
-    requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="open")
+    # some fifty small arrays a cube, of which latency is all that they cost
+    at_once = settings.concurrency * min(len(chosen), _OPENERS)
+    requests = ThreadPoolExecutor(at_once, thread_name_prefix="open")
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
     keeper = open_chunk_cache(settings)
-    with requests, ThreadPoolExecutor(4, thread_name_prefix="cube") as openers:
+    with requests, ThreadPoolExecutor(_OPENERS, thread_name_prefix="cube") as openers:
         return list(
             openers.map(
                 lambda cube: open_cube(cube, Source(cube.href, **roots), requests, keeper), chosen
@@ -139,8 +142,10 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     if request.collection == MOSAICS:
         plan, container = plan_mosaics(engine, settings, request), None
     else:
-        inside = find_container(engine, settings, request)
-        plan, container = inside or (plan_cubes(engine, settings, request), None)
+        plan, container = find_container(engine, settings, request) or (
+            plan_cubes(engine, settings, request),
+            None,
+        )
     pulse.check()
     composited = isinstance(plan, Plan) and bool(planned_periods(plan))
     with drafts.begin(engine, settings, job, plan, composited=composited) as draft:
@@ -150,6 +155,11 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
         else:
             before = None if container else find_former(engine, settings, plan)
             plan = dated(plan, before, asked=not (draft.done or settings.chunk_cache_quota))
+            if is_short(settings.memory_limit) and not (container or before):
+                if draft.new:
+                    _create(plan, draft.work)
+                    draft.new = False
+                plan = plan.lean()
             give_back()  # what reading the cubes took
             manifests = _run_tiles(engine, settings, job, plan, draft, pulse, container, before)
             elsewhere = _put_elsewhere(manifests)

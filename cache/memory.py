@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-_PROCESS = 190_000_000
-"""Bytes of the process itself: its libraries, the pairs of the cubes, a block of the maps."""
+_PROCESS = 220_000_000
+"""Bytes of the process itself: its libraries, the pairs, the smallest tile, a block of maps."""
 
 _LEAST_KEPT = 2_000_000
 """Bytes of chunks that tiles share: without any, each would be fetched up to four times."""

@@ -119,6 +119,11 @@ class Plan(OnGrid):
             for n, (r, c) in enumerate(corners)
         )
 
+    def lean(self) -> Plan:
+        """Without what its cubes keep for each pair, which its layers have: for doing tiles."""
+        cubes = (replace(cube, granule=cube.granule[:0].copy(), per_pair={}) for cube in self.cubes)
+        return replace(self, cubes=tuple(cubes))
+
     def alone(self, cube: int) -> bool:
         """Whether a cube's pixels are moved as they are, and no other cube has any of them."""
         mine = self.placements[cube]
