@@ -106,8 +106,8 @@ class Container:
     def holds(self, inner: Plan) -> bool:
         """Whether its store is what its plan says, and has each pixel of `inner` of the same cube.
 
-        Not where cubes overlap: which one goes before the other depends on the area. Nor where one
-        is resampled.
+        Where cubes overlap, only if what goes before the other, which depends on the area, is the
+        same. Not where one is resampled.
         """
         resampled = set(self.plan.resampled) | set(inner.resampled)
         if not resampled.isdisjoint(cube.id for cube in inner.cubes):
@@ -123,12 +123,40 @@ class Container:
         mine, others = (
             np.array([*(cube.id for cube in plan.cubes), ""]) for plan in (self.plan, inner)
         )
-        covered = sum(
-            (p.rows.stop - p.rows.start) * (p.columns.stop - p.columns.start)
-            for p in inner.placements
+        if not np.array_equal(mine[window], others[inner.source_cube]):
+            return False
+        alone = all(inner.alone(n) for n in range(len(inner.cubes)))
+        return alone or self._merges_as(inner)
+
+    def _merges_as(self, inner: Plan) -> bool:
+        """Whether, where cubes overlap, `inner` would take each value from the same one.
+
+        They go in the same order, none is left out, and whichever of them have a pair that both
+        want in the subset have it in `inner`.
+        """
+        ids = [cube.id for cube in inner.cubes]
+        down, right = self.offset(inner)
+        rows, columns = (
+            slice(first, first + size)
+            for first, size in zip((down, right), inner.geobox.shape, strict=True)
         )
-        return covered == np.count_nonzero(inner.source_cube >= 0) and np.array_equal(
-            mine[window], others[inner.source_cube]
+        here = [
+            n
+            for n, place in enumerate(self.plan.placements)
+            if _meet(place.rows, rows) and _meet(place.columns, columns)
+        ]
+        if [self.plan.cubes[n].id for n in here] != ids:
+            return False
+        layer_of = np.full(len(inner.layers), -1)
+        pairs = [(self.plan.layers.of_pair[n], inner.layers.of_pair[k]) for k, n in enumerate(here)]
+        for there, mine in pairs:
+            layer_of[mine[mine >= 0]] = there[mine >= 0]
+        used = np.zeros(len(self.plan.layers), bool)
+        used[layer_of] = True
+        return all(
+            np.array_equal(layer_of[mine[mine >= 0]], there[mine >= 0])
+            and not used[there[(mine < 0) & (there >= 0)]].any()
+            for there, mine in pairs
         )
 
 

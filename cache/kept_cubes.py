@@ -56,7 +56,9 @@ def load_cube(folder: Place, id: str, source: Source, etag: str | None) -> OpenC
         coordinates = {name: read.pop(name) for name in _COORDINATES}
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise StoreError(f"{file} can't be read: {error}") from error
-    per_pair = {name.removeprefix("pair/"): values for name, values in read.items()}
+    # of a cube that was turned, also what that added
+    names = {name: name.removeprefix("pair/") for name in read}
+    per_pair = {names[n]: values for n, values in read.items() if names[n] in layout.arrays}
     layout = layout_in_days(layout, per_pair)
     return OpenCube(id=id, crs=crs, source=source, layout=layout, per_pair=per_pair, **coordinates)
 

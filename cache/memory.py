@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-_PROCESS = 220_000_000
+_PROCESS = 235_000_000
 """Bytes of the process itself: its libraries, the pairs, the smallest tile, a block of maps."""
 
 _LEAST_KEPT = 2_000_000

@@ -17,10 +17,11 @@ import zarr
 from shapely.geometry import Point, box
 from sqlalchemy import Engine
 
-from firnline.cache import jobs, worker
+from firnline.cache import drawing, jobs, worker
+from firnline.cache.apart import apart
 from firnline.cache.opening import open_subset, subset_place
 from firnline.cache.request import Request
-from firnline.database import get_item, reading
+from firnline.database import connect, get_item, reading
 from firnline.indexer.mirror import Fault, Faults
 from firnline.settings import Settings
 from firnline.tables import counters
@@ -120,6 +121,39 @@ def test_pairs_equal_brute_force_bit_for_bit(
     )
     assert properties["firnline:pairs_merged"] > 0
     assert zarr.open_group(folder / "pairs.zarr", mode="r").metadata.zarr_format == int(format[1])
+
+
+def test_where_memory_is_short_every_file_is_the_same(
+    sample: Any,
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Maps and picture by another process, the plan without its cubes' pairs."""
+    made_apart = []
+
+    def noted(function: Any, *args: Any) -> Any:
+        made_apart.append(function)
+        return apart(function, *args)
+
+    monkeypatch.setattr(drawing, "apart", noted)
+    inputs = {"bbox": sample.mirror.aoi, "crs": "EPSG:3413", "strain": {"length_scale": 480}}
+    short = settings.model_copy(update={"memory_limit": 300 * 10**6})
+    folder, _ = run(engine, short, **inputs)
+    assert made_apart == [drawing.drawn]
+    ample = sample.settings(tmp_path / "ample")
+    other = connect(ample.database)
+    expected, _ = run(other, ample, **inputs)
+    other.dispose()
+    assert len(made_apart) == 1
+    files = [
+        {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.*")
+         if path.is_file() and path.name != "provenance.json"}
+        for root in (folder, expected)
+    ]  # fmt: skip
+    assert {"v.tif", "e1.tif", "speed.qml", "thumbnail.png"} <= files[0].keys()
+    assert files[0] == files[1]
 
 
 def test_per_pair_variables_follow_their_granule(

@@ -81,6 +81,39 @@ def run(engine: Engine, settings: Settings, **more: Any) -> tuple[xr.Dataset, di
     return xr.open_zarr(folder / "pairs.zarr", mask_and_scale=False).load(), provenance
 
 
+WITHIN = {
+    # the first cube covers all of it, the second less: as in the whole area
+    "same order": (X - 1_900.0, Y - 1_000.0, X + 500.0, Y + 500.0),
+    # the second covers all of it, the first less
+    "other order": (X - 1_000.0, Y - 1_000.0, X + 1_500.0, Y + 500.0),
+}
+
+
+@pytest.mark.parametrize("which", WITHIN)
+@pytest.mark.parametrize("more", [{}, {"datetime": "2017-03-01/2018-06-30"}])
+def test_a_part_of_a_subset_is_answered_from_it_where_that_is_the_same(
+    bucket: tuple[MirrorServer, Mirror],
+    engine: Engine,
+    settings: Settings,
+    tmp_path: Path,
+    which: str,
+    more: dict[str, Any],
+) -> None:
+    run(engine, settings)
+    bucket[0].clear()
+    got, provenance = run(engine, settings, bbox=WITHIN[which], **more)
+    assert (provenance["read_from"] is not None) == (which == "same order")
+    assert bool(bucket[0].requests) == (which == "other order")
+    elsewhere = settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+    other = connect(elsewhere.database)
+    migrate(other)
+    harvest(other, elsewhere, [bucket[1].catalog_url], mosaics=False)
+    expected, from_scratch = run(other, elsewhere, bbox=WITHIN[which], **more)
+    other.dispose()
+    assert from_scratch["values"]["conflicting"] > 0, "cubes that say different things overlap"
+    xr.testing.assert_identical(got, expected)
+
+
 def brute_force(mirror: Mirror, got: xr.Dataset) -> dict[str, Any]:
     """What the cubes on the grid say, one after the other: those that cover more of it first."""
     left, bottom, right, top = AOI
