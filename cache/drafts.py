@@ -238,6 +238,7 @@ class _BucketDraft:
             tile: manifest
             for tile, manifest in jobs.finished_tiles(engine, self._job).items()
             if manifest.get("plan") == self._plan.fingerprint
+            and (self._composited or manifest["files"])  # else nothing of it is in the bucket
         }
         if not done:
             jobs.forget_tiles(engine, self._job)

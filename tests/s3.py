@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import obstore
 import pytest
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 KEY, SECRET = "AKIDOFTHETESTS", "secret-of-the-tests"
@@ -65,6 +66,16 @@ class S3Server:
                 env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "TMPDIR": str(self.folder)},
             )  # fmt: skip
         _await(int(self.url.rsplit(":", 1)[1]), self.process, self.folder / "log")
+        while not self._has("private"):  # the buckets are made one after the other
+            assert self.process.poll() is None
+            time.sleep(0.05)
+
+    def _has(self, bucket: str) -> bool:
+        try:
+            obstore.list(self.store(bucket)).collect()
+        except BaseError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Kill it."""
