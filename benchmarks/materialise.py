@@ -236,13 +236,14 @@ def limit(context: dict[str, Any], *, reading: bool = False) -> dict[str, Any]:
 
 def _read_pairs(cubes: list[str], pool: Any) -> None:
     """The metadata of cubes, and all of their arrays that have one dimension, decoded."""
-    from numcodecs import get_codec
+    import blosc2
+    import numpy as np
 
-    def load(url: str, codec: Any) -> None:
+    def load(url: str) -> None:
         answer = pool.request("GET", url)
-        if answer.status == 200:
-            raw = codec.decode(answer.data)
-            del raw
+        if answer.status == 200:  # all are Blosc frames: bytes 4-8 have the size
+            size = int.from_bytes(answer.data[4:8], "little")
+            blosc2.decompress2(answer.data, dst=np.empty(size, "u1"), nthreads=1)
 
     with ThreadPoolExecutor(16) as fetchers:
         documents = list(fetchers.map(lambda url: pool.request("GET", f"{url}/.zmetadata"), cubes))
@@ -250,9 +251,12 @@ def _read_pairs(cubes: list[str], pool: Any) -> None:
         for url, document in zip(cubes, documents, strict=True):
             for key, about in json.loads(document.data)["metadata"].items():
                 if key.endswith("/.zarray") and len(about["shape"]) == 1:
-                    codec, name = get_codec(about["compressor"]), key.removesuffix("/.zarray")
-                    for n in range(-(-about["shape"][0] // about["chunks"][0])):
-                        loading.append(fetchers.submit(load, f"{url}/{name}/{n}", codec))
+                    name, count = (
+                        key.removesuffix("/.zarray"),
+                        -(-about["shape"][0] // about["chunks"][0]),
+                    )
+                    for n in range(count):
+                        loading.append(fetchers.submit(load, f"{url}/{name}/{n}"))
         for each in loading:
             each.result()
 
