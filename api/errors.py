@@ -111,7 +111,16 @@ def problem(
         "instance": instance,
         **more,
     }
-    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+    return Response(orjson.dumps(_readable(body)), status, headers, MEDIA_TYPE)
+
+
+def _readable(value: Any) -> Any:
+    """As it can be sent: half of a surrogate pair, as JSON may ask for, is no UTF-8."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {name: _readable(each) for name, each in value.items()}
+    return [_readable(each) for each in value] if isinstance(value, list) else value
 
 
 def failure(error: Exception, instance: str) -> Response:

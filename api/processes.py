@@ -357,7 +357,10 @@ def _inline(name: str, value: Any) -> Any:
 def _echoed(inputs: dict[str, Any]) -> bytes:
     if inputs.keys() != {"message"}:
         raise InputError("inputs: echo takes one, `message`")
-    return orjson.dumps(inputs["message"])
+    try:
+        return orjson.dumps(inputs["message"])
+    except orjson.JSONEncodeError as error:  # as deep or as long as only some parsers take it
+        raise InputError(f"message can't be given back: {error}") from None
 
 
 def _check_outputs(execution: Execution) -> None:

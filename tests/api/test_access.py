@@ -234,3 +234,23 @@ def test_all_routes_are_known_to_the_metrics(engine: Engine, settings: Settings)
     assert 'firnline_jobs{status="accepted"} 1.0' in text
     (waited,) = [line for line in text.splitlines() if line.startswith("firnline_queue_seconds ")]
     assert 0 < float(waited.split()[1]) < 60
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"Basic \xff\xff",
+        b"Basic =",
+        b"Basic",
+        b"Basic /w==",
+        b"Bearer \xc3\xa9",
+        b"Bearer",
+        b"\xff",
+    ],
+)
+def test_what_is_no_key_is_refused(engine: Engine, settings: Settings, given: bytes) -> None:
+    """Before anyone is known, no bytes may lead further than to 401."""
+    keys.add(engine, "someone", ["read"])
+    answer = client_of(engine, settings).get("/search", headers={"Authorization": given})
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"

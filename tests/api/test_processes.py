@@ -176,6 +176,21 @@ class TestEcho:
         schemas.check("results", answer)
         assert answer == {"message": given}
 
+    @pytest.mark.parametrize(
+        "message", ["[" * 900 + "]" * 900, "9" * 400, '"\\ud800"', '{"a": "\\udfff"}']
+    )
+    def test_what_can_t_be_given_back(self, client: Client, message: str) -> None:
+        raw = '{"inputs": {"message": ' + message + "}}"
+        options = {"content": raw.encode(), "headers": {"Content-Type": "application/json"}}
+        problem = client.problem("POST", "/processes/echo/execution", 400, **options)
+        assert "given back" in problem["detail"]
+
+    def test_half_of_a_surrogate_pair_in_a_name(self, client: Client) -> None:
+        raw = b'{"inputs": {"\\ud800": {"href": "x"}}}'
+        options = {"content": raw, "headers": {"Content-Type": "application/json"}}
+        problem = client.problem("POST", "/processes/materialise/execution", 400, **options)
+        assert problem["detail"].startswith("\\ud800: inputs are given by value")
+
     def test_raw(self, client: Client) -> None:
         body = {"inputs": {"message": "hello"}, "response": "raw"}
         answer = client.http.post("/processes/echo/execution", json=body)
