@@ -310,6 +310,7 @@ class _BucketDraft:
         return  # who holds the job now goes on with it; one that was dismissed is discarded
 
     def clear(self) -> None:
+        places.discard(_work_folder(self._settings, self._job))
         try:
             places.discard(self._beside)
         except StoreError as error:
