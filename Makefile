@@ -54,7 +54,7 @@ bench: $(VENV)/.dev
 # Pins for every platform and Python version, without addresses.
 constraints:
 	uv pip compile --universal --python-version 3.11 --all-extras pyproject.toml \
-	  --no-header --no-annotate --no-emit-package firnline -o constraints.txt
+	  --no-header --no-annotate --no-emit-package firnline --no-emit-package pip -o constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info api/static web/node_modules

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine
 
@@ -21,6 +22,10 @@ from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
 from firnline.indexer.sample import Mirror, write_mirror
 from firnline.settings import Settings
+
+# How long an example takes is the machine's affair, which may have other work.
+hypothesis.settings.register_profile("firnline", deadline=None)
+hypothesis.settings.load_profile("firnline")
 
 
 def pytest_configure(config: pytest.Config) -> None:

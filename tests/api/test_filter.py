@@ -235,7 +235,7 @@ FRAGMENTS = re.findall(
     | st.binary(max_size=20)
     | st.lists(st.sampled_from(FRAGMENTS), max_size=12).map(" ".join)
 )
-@settings(max_examples=1_200, deadline=None)
+@settings(max_examples=1_200)
 def test_any_text_is_taken_or_refused(text: str | bytes) -> None:
     try:
         compiled(text if isinstance(text, str) else text.decode("latin-1"))
@@ -280,7 +280,7 @@ def damaged(draw: Any) -> Json:
 
 
 @given(damaged())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_json_is_taken_or_refused(node: Json) -> None:
     try:
         compiled(node, "cql2-json")

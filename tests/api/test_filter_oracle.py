@@ -270,7 +270,7 @@ filters = st.recursive(
 
 
 @given(st.lists(filters, min_size=12, max_size=12), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_all_three_answer_alike(
     catalog: dict[str, Connection], made: list[Json], by_text: bool
 ) -> None:

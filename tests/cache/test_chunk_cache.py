@@ -65,7 +65,7 @@ def test_what_is_written_is_read(
     assert summed(tmp_path / "chunks") == used(tmp_path / "chunks")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_damaged_file_is_no_file(tmp_path_factory: Any, data: st.DataObject) -> None:
     """Cut, longer, or with a byte changed anywhere: it is not there, and is written anew."""

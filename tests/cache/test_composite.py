@@ -288,7 +288,7 @@ def random_pairs(seed: int, pairs: int, shape: tuple[int, int], gaps: float) -> 
     clip=st.sampled_from([3.5, None]),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_equals_plain_loops(
     pairs: int,
     shape: tuple[int, int],

@@ -136,9 +136,7 @@ def test_what_is_pinned_used_made_or_read_stays(
     assert stored(database, settings) == {being_made}
 
 
-@example_settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@example_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     found=st.lists(
         st.tuples(st.integers(0, 500), st.integers(0, 12), st.booleans()), min_size=1, max_size=6

@@ -86,7 +86,7 @@ def test_layers_are_chosen_by_time() -> None:
 
 
 @given(turn=st.floats(0, 360), seed=st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_same_ice_on_a_grid_upside_down(turn: float, seed: int) -> None:
     _, ds = flow(azimuth=turn)
     rng = np.random.default_rng(seed)

@@ -136,7 +136,7 @@ def carry_out(plan: Plan, made: list[Made]) -> Carried:
     return done
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_carrying_out_a_plan_equals_slicing(data: st.DataObject) -> None:
     draw = data.draw
@@ -196,7 +196,7 @@ def test_carrying_out_a_plan_equals_slicing(data: st.DataObject) -> None:
     assert (plan.source_cube >= 0).all()
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_overlaps_and_other_lattices_equal_brute_force(data: st.DataObject) -> None:
     """Cubes anywhere, some beside the lattice: value by value, the first that may and has one."""

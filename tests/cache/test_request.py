@@ -193,7 +193,7 @@ _ANY = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     st.dictionaries(st.sampled_from([*Request.model_fields, "colour"]), _ANY, max_size=4),
     st.booleans(),

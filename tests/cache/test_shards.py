@@ -25,7 +25,7 @@ def processors() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 30), st.integers(1, 30)),
     chunk=st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 7)),

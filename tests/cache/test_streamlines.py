@@ -68,7 +68,7 @@ def test_one_row_of_pixels() -> None:
 
 
 @given(speed=st.floats(1, 9000), angle=st.floats(0, 2 * math.pi), step=st.floats(10, 400))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_uniform_flow_is_a_straight_line_in_its_time(
     speed: float, angle: float, step: float
 ) -> None:

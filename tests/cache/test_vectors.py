@@ -214,7 +214,7 @@ def _small(method: Literal["nearest", "bilinear"]) -> tuple[GeoBox, Floats, Floa
 
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_data_where_the_pixel_has_some(method: Any, seed: int, share: float) -> None:
     """And each bilinear value lies between those of the four pixels around that are there."""
     here, column, row, plan = _small(method)

@@ -83,7 +83,7 @@ def plain_deviation(values: list[int], weights: list[float], centre: float) -> f
     p=st.sampled_from([0.1, 0.25, 0.5, 0.8]),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_equals_the_definitions(n: int, spread: float, equal: bool, p: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = np.clip(np.rint(rng.normal(0, spread, (7, n))), -32766, 32767).astype(np.int16)

@@ -251,7 +251,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 _PLACES = [place for place in _places(valid()) if place]
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(
     changes=st.lists(
         st.tuples(st.sampled_from(_PLACES), _VALUES | st.just(...)), min_size=1, max_size=3
@@ -290,7 +290,7 @@ def test_changed_metadata_is_read_or_corrupt(changes: list[tuple[tuple[Any, ...]
     assert cube.pairs >= 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=60), at=st.floats(0, 1), cut=st.booleans())
 def test_damaged_documents_are_read_or_corrupt(data: bytes, at: float, cut: bool) -> None:
     raw = json.dumps(valid()).encode()
@@ -357,7 +357,7 @@ def frames(draw: st.DrawFn) -> tuple[Array, np.ndarray[Any, Any], bytes]:
     return array(shape, dtype, compressor), values, encoded
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(frame=frames(), given_memory=st.booleans())
 def test_chunks_decode_as_numcodecs_decodes_them(
     frame: tuple[Array, np.ndarray[Any, Any], bytes], given_memory: bool
@@ -371,7 +371,7 @@ def test_chunks_decode_as_numcodecs_decodes_them(
         np.testing.assert_array_equal(layout.decode(other), values)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(frame=frames(), at=st.floats(0, 1, exclude_max=True), given_memory=st.booleans())
 def test_a_chunk_cut_short_is_corrupt(
     frame: tuple[Array, np.ndarray[Any, Any], bytes], at: float, given_memory: bool
@@ -382,7 +382,7 @@ def test_a_chunk_cut_short_is_corrupt(
         layout.decode(encoded[: int(at * len(encoded))], out=out)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     frame=frames(),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1),
@@ -422,7 +422,7 @@ def test_a_flipped_byte_of_its_live_s_own_codec_is_noticed() -> None:
             layout.decode(damaged)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(frame=frames(), factor=st.sampled_from([0.5, 2, 3]))
 def test_a_chunk_of_another_size_is_corrupt(
     frame: tuple[Array, np.ndarray[Any, Any], bytes], factor: float
@@ -439,7 +439,7 @@ def test_a_chunk_of_another_size_is_corrupt(
         other.decode(encoded, out=np.zeros(chunks, layout.dtype))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     frame=frames(),
     count=st.integers(1, 5000),

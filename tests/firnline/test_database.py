@@ -55,7 +55,6 @@ CUBES = "itslive-cubes"
 START, END = datetime(2018, 1, 1, tzinfo=UTC), datetime(2019, 1, 1, tzinfo=UTC)
 SLOW = settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -722,7 +721,7 @@ def test_bad_urls_are_bad_input_and_leak_no_password(url: str) -> None:
     assert "ter2" not in whole
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(password=st.text(min_size=4, max_size=12), rest=st.text(max_size=12))
 def test_no_url_leaks_its_password(password: str, rest: str) -> None:
     said = ""

@@ -363,7 +363,7 @@ class TestBbox:
         assert bbox(box(-180, -90, 180, -80)) == [-180, -90, 180, -80]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     crs=st.sampled_from(["EPSG:3031", "EPSG:3413", "EPSG:32622", "EPSG:32759", "ESRI:102027"]),
     column=st.integers(-25, 25),

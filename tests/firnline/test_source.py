@@ -173,7 +173,7 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(
     start=st.sampled_from(["", f"https://{HOST}", "https://data.example/velocity/v2"]),
     rest=st.lists(_PIECES | st.text(max_size=3), max_size=8).map("".join),

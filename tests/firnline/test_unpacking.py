@@ -83,7 +83,7 @@ def test_texts_that_say_they_are_many(codec: str | None) -> None:
     assert layout.decode(packed).tolist() == texts.tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     codec=st.sampled_from(["blosc", "gzip", "lz4", "zlib", "zstd"]),
     data=st.binary(min_size=1, max_size=3000),

@@ -372,7 +372,7 @@ FEATURES = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(FEATURES | JSON, min_size=1, max_size=4))
 def test_every_feature_is_accounted_for(features: list[Any]) -> None:
     records, failures = read_catalog(catalog(*features))
@@ -382,14 +382,14 @@ def test_every_feature_is_accounted_for(features: list[Any]) -> None:
     assert all(failure.reason for failure in failures)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200))
 def test_anything_else_is_a_catalog_error(data: bytes) -> None:
     with pytest.raises(CatalogError):
         read_catalog(data)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     at=st.floats(0, 1, exclude_max=True),
     put=st.binary(max_size=12)

@@ -151,7 +151,7 @@ def test_missing_is_not_unreachable(
         read_grid(Source(server.url, allowed=(f"{server.url}/",)), "a.tif", "EPSG:3031")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=2_000) | st.integers(0, 3_000))
 def test_any_bytes_give_a_grid_or_none(data: bytes | int) -> None:
     """Cut anywhere, or no TIFF at all: never another exception, nor a grid that is not there."""

@@ -242,7 +242,7 @@ PATHS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.sampled_from(PATHS), json_values)
 def test_anything_is_taken_or_has_a_reason(path: tuple[Any, ...], value: Any) -> None:
     given = item(links=[{"rel": "self", "href": "https://x.example/a.json"}])
@@ -391,7 +391,7 @@ def test_an_outline_that_crosses_itself_can_be_searched() -> None:
     assert shown.equals_exact(bow, 0)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.floats(-180, 180), st.floats(-80, 80),
     st.lists(st.tuples(st.floats(0, 2 * math.pi), st.floats(0.5, 9)), min_size=3, max_size=8),

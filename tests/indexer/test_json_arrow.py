@@ -84,7 +84,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     st.dictionaries(
         st.sampled_from(["x", "y"]), st.lists(documents, min_size=1, max_size=4), min_size=1
@@ -96,7 +96,7 @@ def test_any_documents_keep_their_values(groups: Groups) -> None:
     assert without_null(back) == without_null(groups)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.lists(documents, min_size=1, max_size=1))
 def test_what_is_alone_keeps_its_bytes(documents: list[Any]) -> None:
     """A document by itself is of one kind at each place, but for the elements of its lists."""

@@ -62,7 +62,6 @@ def judged(
         max_examples=GENERATED[mode],
         derandomize=True,
         database=None,
-        deadline=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

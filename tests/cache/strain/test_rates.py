@@ -378,7 +378,7 @@ def test_float32_stays_float32_and_close(method: Method) -> None:
     holes=st.lists(st.tuples(st.integers(0, 17), st.integers(0, 15)), max_size=12),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_missing_pixels_stay_within_their_windows(
     method: Method, radius: int, holes: list[tuple[int, int]], seed: int
 ) -> None:
@@ -415,7 +415,7 @@ def test_half_a_window_is_never_degenerate() -> None:
     tensor=st.tuples(*[st.floats(-0.05, 0.05)] * 4),
     radius=st.integers(1, 3),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_invariants_do_not_turn_with_the_frame(
     method: Method, angle: float, tensor: tuple[float, float, float, float], radius: int
 ) -> None:
@@ -445,7 +445,7 @@ def test_invariants_do_not_turn_with_the_frame(
     motion=st.tuples(st.floats(-2e3, 2e3), st.floats(-2e3, 2e3), st.floats(-0.2, 0.2)),
     gaps=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rigid_motion_changes_no_strain(
     method: Method, motion: tuple[float, float, float], gaps: bool
 ) -> None:
@@ -471,7 +471,7 @@ def test_rigid_motion_changes_no_strain(
     motion=st.tuples(st.floats(400, 2e3), st.floats(-2e3, 2e3), st.floats(-0.02, 0.02)),
     tensor=st.tuples(*[st.floats(-0.02, 0.02)] * 3),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rigid_motion_changes_no_logarithmic_strain_beyond_its_own_meaning(
     motion: tuple[float, float, float], tensor: tuple[float, float, float]
 ) -> None:
