@@ -24,8 +24,13 @@ from firnline.cache.request import Request, moved
 from firnline.chunks import ChunkReader, Keeper
 from firnline.crs import parse_crs
 from firnline.cube import Array, Cube, parse_cube, read_cube
-from firnline.database import reading
-from firnline.errors import NoCoverageError, SourceCorruptError, SourceMissingError
+from firnline.database import is_empty, reading
+from firnline.errors import (
+    EmptyCatalogError,
+    NoCoverageError,
+    SourceCorruptError,
+    SourceMissingError,
+)
 from firnline.footprint import TOLERANCE, footprint
 from firnline.pairs import PairFilter, read_pairs
 from firnline.source import Source
@@ -112,6 +117,8 @@ def _sharing(engine: Engine, request: Request, area: BaseGeometry, crs: str) -> 
     wide = area.buffer(2 * TOLERANCE) if system.is_projected else area
     found = find_items(engine, request.collection, footprint(wide, system))
     chosen = [cube for cube in map(_cube_item, found) if _shared(area, crs, cube)]
+    if not chosen and is_empty(engine):
+        raise EmptyCatalogError("the catalog holds no cube yet: it has not been harvested")
     if not chosen:
         raise NoCoverageError(
             "no cube of the catalog covers this area; "

@@ -12,12 +12,15 @@ from typing import Any
 import httpx
 import pystac_client
 from rich.console import Console
+from sqlalchemy import Engine
 
 from firnline import logs
 from firnline.database import connect, migrate
 from firnline.errors import InputError, JobError
+from firnline.indexer.cubes import deepen
 from firnline.indexer.harvest import harvest
 from firnline.indexer.mirror import MirrorServer
+from firnline.indexer.report import Report
 from firnline.indexer.sample import Mirror, write_mirror
 from firnline.service import Service
 from firnline.settings import Settings
@@ -55,7 +58,7 @@ def run(
             f"mosaics of {mirror.region}, served at {server.url}")  # fmt: skip
         settings = demo_settings(folder, mirror)
         with Service(settings, port=0, harvest=False) as service:
-            report = harvest(service.engine, settings, [mirror.catalog_url], deep=True)
+            report = _harvest(service.engine, settings, [mirror.catalog_url])
             say(f"2. Harvested {report.added} items into {settings.database}")
             found = _search(service.url, mirror)
             say(f"3. pystac-client finds {len(found)} cubes in the area:")
@@ -131,9 +134,16 @@ def sample_installation(folder: str | Path, **more: Any) -> tuple[Mirror, Settin
     logs.configure(settings)
     engine = connect(settings.database)
     migrate(engine)
-    harvest(engine, settings, [mirror.catalog_url], mosaics=mirror.region is not None, deep=True)
+    _harvest(engine, settings, [mirror.catalog_url], mosaics=mirror.region is not None)
     engine.dispose()
     return mirror, settings
+
+
+def _harvest(engine: Engine, settings: Settings, catalogs: list[str], **more: Any) -> Report:
+    """As ``firnline harvest --deep``: the cubes' own metadata and pairs as well."""
+    report = harvest(engine, settings, catalogs, deep=True, **more)
+    deepen(engine, settings, run=report.run)
+    return report
 
 
 def _search(url: str, mirror: Mirror) -> list[str]:

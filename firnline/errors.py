@@ -12,6 +12,7 @@
     │   ├── TokenError             a paging token that this server did not make
     │   ├── TooLargeError          beyond a limit of this installation
     │   ├── NoCoverageError        no cube of the catalog covers the area asked for
+    │   │   └── EmptyCatalogError  as there is none yet
     │   └── SourceNotAllowedError  a host or root outside FIRNLINE_ALLOWED_SOURCES
     ├── NotFoundError              no such collection, item, job or file
     ├── ConflictError              the thing is in a state that does not allow this
@@ -78,6 +79,10 @@ class TooLargeError(InputError):
 
 class NoCoverageError(InputError):
     """No cube of the catalog covers the area asked for."""
+
+
+class EmptyCatalogError(NoCoverageError):
+    """The catalog has not been harvested yet."""
 
 
 class SourceNotAllowedError(InputError):

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     )
     memory_limit: ByteSize = Field(
         ByteSize(2_000_000_000),
-        description="Memory of a process that does a job, all of it; below 300MB it may take more.",
+        description="Memory of a process that does a job, all of it; 256MB is about the least.",
     )
     concurrency: int = Field(16, ge=1, le=256, description="Requests under way at once in a job.")
     dask_scheduler: str = Field(

@@ -43,6 +43,7 @@ EXAMPLES = {
 """By command: what follows ``firnline``."""
 
 _NEXT = (
+    (errors.EmptyCatalogError, "`firnline harvest` fills it"),
     (
         errors.NoCoverageError,
         "is the area in the CRS that --crs says? `firnline status` tells what the catalog holds",

@@ -148,7 +148,9 @@ def flowlines(
         sys.stdout.write(text)
     else:
         output.write_text(text)
-        err.print(f"{len(lines):,} flowlines in {output}", markup=False)
+        err.print(
+            f"{len(lines):,} flowline{'' if len(lines) == 1 else 's'} in {output}", markup=False
+        )
 
 
 def _open(source: str, dataset: str) -> xr.Dataset:

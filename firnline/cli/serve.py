@@ -20,7 +20,9 @@ from firnline.settings import Settings
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    worker: Annotated[bool, typer.Option(help="Do jobs in this process.")] = True,
+    worker: Annotated[
+        bool, typer.Option(help="Do jobs as well, by a process below this one.")
+    ] = True,
     harvest: Annotated[
         bool, typer.Option(help="Harvest an empty catalog, and on schedule.")
     ] = True,

@@ -63,6 +63,15 @@ def test_an_area_without_cubes_is_bad_input(firn: Run, settings: Settings) -> No
         assert "no cube of the catalog covers this area" in answer.error
 
 
+def test_a_catalog_that_is_not_harvested_yet_says_so(firn: Run, tmp_path: Path) -> None:
+    answer = firn(
+        "materialise", "--bbox", "10", "-80", "10.2", "-79.9", settings=Settings(data_dir=tmp_path)
+    )
+    assert answer.code == 2
+    assert "it has not been harvested" in answer.error
+    assert "`firnline harvest`" in answer.err
+
+
 def write(path: Path, geometry: Any, crs: str) -> Path:
     geopandas.GeoDataFrame(geometry=geometry, crs=crs).to_file(path)
     return path
