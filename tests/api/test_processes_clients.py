@@ -159,8 +159,13 @@ def test_what_is_not_small_is_a_job(sample: Any, engine: Engine, settings: Setti
         answer = httpx.post(
             f"{url}/processes/materialise/execution", json={"inputs": small(sample)}, timeout=30
         )
-        assert answer.status_code == 201
-        until(lambda: httpx.get(answer.headers["location"]).json()["status"] == "successful")
+        assert (answer.status_code, answer.json()["status"]) == (201, "accepted")
+        job = answer.headers["location"]
+        assert job == f"{url}/jobs/{answer.json()['jobID']}"
+        until(lambda: httpx.get(job).json()["status"] == "successful")
+        item = httpx.get(f"{job}/results").json()["item"]["value"]
+    assert item["properties"]["firnline:pairs_kept"] > 0
+    assert item["properties"]["proj:shape"] == [41, 41]  # 4.8 km of 120 m, off the lattice
 
 
 def test_filters_that_leave_nothing_are_refused(sample: Any, url: str) -> None:

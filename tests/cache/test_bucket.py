@@ -134,6 +134,28 @@ def generation(engine: Engine) -> str | None:
         return connection.scalar(select(subsets.c.generation))
 
 
+def left_behind(
+    engine: Engine,
+    settings: Settings,
+    request: Request,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> BucketPath:
+    """The generation of a worker that died at a place of firnline.cache, with its only job."""
+
+    def crash(*args: Any, **kwargs: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"firnline.cache.{place}", crash)
+        with pytest.raises(SystemExit):
+            worker.run_next(engine, settings, "first")
+    there = root(settings)
+    assert isinstance(there, BucketPath)
+    [folder] = (there / "subsets" / request.subset_id).folders()
+    return folder
+
+
 def made(engine: Engine, settings: Settings, request: Request) -> BucketPath:
     """Materialise a request; the folder of its subset."""
     job = worker.finish(engine, settings, jobs.submit(engine, request))
@@ -502,16 +524,7 @@ def test_a_provenance_that_is_there_stays(
 ) -> None:
     """Of an attempt that died before it could register; the item says how large it is."""
     job = jobs.submit(engine, asked)
-
-    def crash(*args: Any, **kwargs: Any) -> None:
-        raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr("firnline.cache.products.register", crash)
-        with pytest.raises(SystemExit):
-            worker.run_next(engine, small, "first")
-    place = root(small)
-    [folder] = (place / "subsets" / asked.subset_id).folders()
+    folder = left_behind(engine, small, asked, "products.register", monkeypatch)
     record = json.loads((folder / "provenance.json").read_bytes())
     (folder / "provenance.json").write_bytes(json.dumps(record, indent=3).encode())
     before = folder.files()["provenance.json"]
@@ -533,19 +546,10 @@ def test_tiles_whose_files_are_gone_are_done_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = jobs.submit(engine, asked)
-
-    def crash(*args: Any, **kwargs: Any) -> None:
-        raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr("firnline.cache.products.make", crash)
-        with pytest.raises(SystemExit):
-            worker.run_next(engine, small, "first")
-    place = root(small)
-    [folder] = (place / "subsets" / asked.subset_id).folders()
+    folder = left_behind(engine, small, asked, "products.make", monkeypatch)
     shards = sorted(name for name in folder.files() if "/vx/c/" in name)
     folder.remove(shards[:1])
-    (place / "work" / job.id / "tiles").remove(["3.npz"])
+    (root(small) / "work" / job.id / "tiles").remove(["3.npz"])
     jobs.beat(engine, jobs.get(engine, job.id), -1.0)
     checkpoints: list[int] = []
     checkpoint = jobs.checkpoint
