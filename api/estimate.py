@@ -44,6 +44,10 @@ class EstimateParameters(APIRequest):
         str | None,
         Query(description="least,most days between the images.", examples=["0,60"]),
     ] = attr.ib(default=None)
+    min_valid: Annotated[
+        str | None,
+        Query(description="Least per cent of the ground that a pair has data on.", examples=["20"]),
+    ] = attr.ib(default=None)
 
 
 def create_router(engine: Engine, settings: Settings) -> APIRouter:
@@ -66,6 +70,7 @@ def create_router(engine: Engine, settings: Settings) -> APIRouter:
             "datetime": asked.datetime,
             "satellites": parameters.words(asked.satellites) or [],
             "dt_days": None if asked.dt_days is None else _numbers("dt_days", asked.dt_days),
+            "min_valid": asked.min_valid,
         }
         found = estimate(engine, Request.parse(inputs, settings))
         return JSONBytes(orjson.dumps(found.summary()))

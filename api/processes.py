@@ -386,7 +386,7 @@ def _is_small(engine: Engine, settings: Settings, asked: Request) -> bool:
     if not found.pairs:
         raise NoCoverageError(
             "none of the image pairs of this area passes the filters (datetime, satellites, "
-            "dt_days)"
+            "dt_days, min_valid)"
         )
     return found.source_bytes <= settings.sync_bytes
 

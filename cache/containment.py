@@ -63,6 +63,8 @@ def contains(outer: Request, inner: Request) -> bool:
         and ("v" not in inner.variables or inner.recompute_speed == outer.recompute_speed)
         and _within(outer.interval, inner.interval)
         and (outer.dt_days is None or _within(outer.dt_days, inner.dt_days or (None, None)))
+        and _within((None, outer.max_error), (None, inner.max_error))
+        and _within((outer.min_valid, None), (inner.min_valid, None))
         # a name stands for all that begin with it, as S2 for S2A and S2B
         and (not outer.satellites or bool(inner.satellites))
         and (not outer.satellites or all(n.startswith(outer.satellites) for n in inner.satellites))

@@ -82,6 +82,8 @@ class Estimate:
 def estimate(engine: Engine, request: Request) -> Estimate:
     """Count what a request would read; reads the database, not the sources.
 
+    Pairs that are left out for their errors (`max_error`), which the index does not have, count.
+
     Raises
     ------
     NoCoverageError
@@ -97,7 +99,7 @@ def estimate(engine: Engine, request: Request) -> Estimate:
     crs = choose_crs(request, find_cubes(engine, request))
     chosen = find_cubes(engine, request, window=crs)
     start, end = request.interval
-    every = PairFilter(None, None, request.satellites, request.dt_days)
+    every = PairFilter(None, None, request.satellites, request.dt_days, request.min_valid)
     period = PairFilter(start, end)
     months: Counter[str] = Counter()
     wanted = chunks = source_bytes = 0

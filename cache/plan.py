@@ -30,6 +30,7 @@ from firnline.cache.vectors import Resampling, jacobian, plan_resampling
 from firnline.crs import parse_crs, transformer
 from firnline.cube import Array
 from firnline.errors import NoCoverageError, SourceCorruptError, TooLargeError
+from firnline.pairs import enough
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[slice, slice]
@@ -425,7 +426,7 @@ def make_plan(
     if not len(layers):
         raise NoCoverageError(
             f"none of the {layers.read:,} image pairs of this area passes the filters "
-            "(datetime, satellites, dt_days)"
+            "(datetime, satellites, dt_days, max_error, min_valid)"
         )
     placements = tuple(placed.values())
     plan = Plan(
@@ -533,6 +534,11 @@ def _table(request: Request, cube: OpenCube) -> PairTable:
             name = np.char.add(mission.astype("U"), _column(cube, f"satellite_{image}").astype("U"))
             fits = [np.char.startswith(name, satellite) for satellite in request.satellites]
             wanted &= np.logical_or.reduce(fits)
+    if request.max_error is not None:
+        for error in ("vx_error", "vy_error"):
+            wanted &= _known(cube, error) <= request.max_error
+    if request.min_valid is not None:
+        wanted &= enough(_known(cube, "roi_valid_percentage"), request.min_valid)
     return PairTable(cube.mid_date, cube.granule, cube.per_pair, _missing(cube), wanted)
 
 
@@ -544,6 +550,12 @@ def _column(cube: OpenCube, name: str) -> Raw:
     if name not in cube.per_pair:
         cube.layout.variable(name)
     return cube.per_pair[name]
+
+
+def _known(cube: OpenCube, name: str) -> Raw:
+    """A column, with NaN for missing: that is neither small nor large enough."""
+    values = _column(cube, name)
+    return np.where(values == cube.layout.arrays[name].missing, np.float32("nan"), values)
 
 
 def _tile_shape(plan: Plan, memory_limit: int) -> tuple[int, int]:

@@ -45,9 +45,12 @@ _PRODUCT_VERSION = 1
 
 # Not part of the key without composites: requests had the same answer before these inputs came.
 _OF_COMPOSITES = ("composite_method", "max_displacement")
-_LATER = ("resampling", "recompute_speed")  # not part of it where they have their defaults
+# Not part of it where they have their defaults.
+_LATER = ("resampling", "recompute_speed", "max_error", "min_valid")
 
-_OF_PAIRS = ("satellites", "dt_days", "composite_method", "max_displacement")
+_OF_PAIRS = (
+    "satellites", "dt_days", "max_error", "min_valid", "composite_method", "max_displacement"
+)  # fmt: skip
 
 Variable = Literal[
     "v", "vx", "vy", "v_error", "va", "vr", "M11", "M12", "interp_mask",
@@ -145,6 +148,20 @@ class Request(BaseModel):
     )
     dt_days: tuple[float, float] | None = Field(
         None, description="Keep only pairs whose images are so many days apart [least, most]."
+    )
+    max_error: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Keep only pairs whose vx_error and vy_error, one number each for the whole "
+        "pair, are at most this in m/year, as the cube has them.",
+    )
+    min_valid: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Keep only pairs with data on at least so many per cent of the ground "
+        "(roi_valid_percentage, to 0.01), as the cube has them.",
     )
     composite: str | None = Field(
         "P1Y",

@@ -163,10 +163,14 @@ def indexed_cubes(
 ) -> list[OpenCube] | None:
     """The cubes from the index of pairs, without the network; None unless all of them are in it.
 
+    None as well where the request asks for what the index does not have: the pairs' errors.
+
     Enough to plan with, not to materialise: of the pairs that the request does not want there is
     only the number, and of the others only what its filters look at.
     """
-    where = PairFilter(*request.interval, request.satellites, request.dt_days)
+    if request.max_error is not None:
+        return None
+    where = PairFilter(*request.interval, request.satellites, request.dt_days, request.min_valid)
     with reading(engine) as connection:
         rows = {
             row.id: row
@@ -206,6 +210,8 @@ def _indexed_cube(
         names = column(f"satellite_{image}", np.array("", "U1"))
         per_pair[f"mission_img{image}"] = names.astype("U1")
         per_pair[f"satellite_img{image}"] = np.array([name[1:] for name in names.tolist()], "U")
+    if "roi_valid_percentage" in layout.arrays:
+        per_pair["roi_valid_percentage"] = column("valid", np.array(np.nan, "f4"))
     return OpenCube(
         id=row.id,
         crs=item.crs,

@@ -73,13 +73,14 @@ class PairFilter:
 
     ``start`` and ``end`` bound the mid-date, both included. ``satellites`` are prefixes (``S2``
     stands for S2A and S2B) that both images have to fit; empty is all. ``dt_days`` is [least, most]
-    days between the images, both included.
+    days between the images, both included; ``min_valid`` per cent as in :func:`enough`.
     """
 
     start: datetime | None = None
     end: datetime | None = None
     satellites: tuple[str, ...] = ()
     dt_days: tuple[float, float] | None = None
+    min_valid: float | None = None
 
     def mask(self, pairs: PairColumns) -> Raw:
         """Boolean ``(pair,)``."""
@@ -90,6 +91,8 @@ class PairFilter:
             for names in (pairs.satellite_1, pairs.satellite_2):
                 fits = [np.char.startswith(names.astype("U"), s) for s in self.satellites]
                 wanted &= np.logical_or.reduce(fits)
+        if self.min_valid is not None:
+            wanted &= enough(pairs.valid, self.min_valid)
         return wanted
 
     def _in_time(self, mid_date: Raw) -> Raw:
@@ -124,6 +127,14 @@ class PairFilter:
 
 
 EVERY_PAIR = PairFilter()
+
+
+def enough(valid: Raw, least: float) -> Raw:
+    """Which valid percentages (float32, NaN for unknown) are at least so many, both to 0.01.
+
+    The index has them in such steps: it and a cube's own numbers let the same pairs through.
+    """
+    return np.asarray(np.rint(valid.astype("f4") * 100.0) >= np.rint(least * 100.0))
 
 
 def _instant(moment: datetime) -> np.datetime64:
@@ -200,6 +211,8 @@ def _count(
         needed.append(cube_pairs.c.code)
     if where.dt_days is not None:
         needed.append(cube_pairs.c.dt)
+    if where.min_valid is not None:
+        needed.append(cube_pairs.c.valid)
     if not needed:
         return count
     chosen = select(*needed).where(cube_pairs.c.cube == cube, cube_pairs.c.block == block)
@@ -212,6 +225,8 @@ def _count(
     if "dt" in row and where.dt_days is not None:
         dt = _unpacked(row["dt"], count).view("f4")
         wanted &= (dt >= where.dt_days[0]) & (dt <= where.dt_days[1])
+    if "valid" in row and where.min_valid is not None:
+        wanted &= enough(_valid(row["valid"], count), where.min_valid)
     return int(wanted.sum())
 
 
@@ -337,16 +352,20 @@ def _decoded(row: Mapping[Any, Any], legend: Sequence[Sequence[str]]) -> PairCol
     """All columns but the granules' names."""
     count = row["count"]
     names = np.array(legend, "U")[_unpacked(row["code"], count)]
-    percent = _unpacked(row["valid"], count)
     return PairColumns(
         position=_unpacked(row["position"], count).astype("i4"),
         mid_date=_mid_dates(row["first"], row["mid_date"], count),
         dt_days=_unpacked(row["dt"], count).view("f4"),
         satellite_1=names[:, 0],
         satellite_2=names[:, 1],
-        valid=np.where(percent == _UNKNOWN, np.nan, percent / 100.0).astype("f4"),
+        valid=_valid(row["valid"], count),
         granule=None,
     )
+
+
+def _valid(blob: bytes, count: int) -> Raw:
+    percent = _unpacked(blob, count)
+    return np.where(percent == _UNKNOWN, np.nan, percent / 100.0).astype("f4")
 
 
 def _mid_dates(first: datetime, steps: bytes, count: int) -> Raw:

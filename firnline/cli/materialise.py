@@ -35,6 +35,12 @@ def materialise(
     satellites: Annotated[str, typer.Option(help="Comma-separated, as L8,S2.")] = "",
     min_dt: Annotated[float | None, typer.Option(help="Least days between the images.")] = None,
     max_dt: Annotated[float | None, typer.Option(help="Most days between the images.")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Most error of a pair's vx and vy, m/year.")
+    ] = None,
+    min_valid: Annotated[
+        float | None, typer.Option(help="Least per cent of the ground that a pair has data on.")
+    ] = None,
     composite: Annotated[
         str,
         typer.Option(help="year, month, season, all, an ISO 8601 period as P3M or P16D, or none."),
@@ -92,6 +98,8 @@ def materialise(
         "variables": words(variables),
         "collection": collection,
         "satellites": words(satellites),
+        "max_error": max_error,
+        "min_valid": min_valid,
         "composite": None if composite == "none" else composite,
         "composite_method": composite_method,
         "max_displacement": max_displacement,

@@ -40,14 +40,13 @@ def http(engine: Engine, settings: Settings) -> TestClient:
 
 
 def of_cubes(sample: Any, names: list[str]) -> xr.Dataset:
-    """The pairs of some cubes: mid-date, satellites, days between the images."""
+    """The pairs of some cubes: mid-date, satellites, days between the images, valid per cent."""
+    columns = ["date_dt", "mission_img1", "satellite_img1", "roi_valid_percentage"]
     found = []
     for cube in sample.mirror.cubes:
         if cube.name in names:
             with xr.open_zarr(sample.mirror.root / cube.path, chunks=None) as ds:
-                found.append(
-                    ds[["date_dt", "mission_img1", "satellite_img1"]].reset_coords(drop=True).load()
-                )
+                found.append(ds[columns].reset_coords(drop=True).load())
     assert len(found) == len(names)
     return xr.concat(found, "mid_date", data_vars="all")
 
@@ -90,6 +89,10 @@ def test_filters(sample: Any, http: TestClient, engine: Engine, settings: Settin
     wanted = landsat & (close <= 40)
     assert 0 < wanted.sum() < len(wanted)
     assert found["pairs"] == sum(found["months"].values()) == wanted.sum()
+    found = http.get("/estimate", params=asked(sample, min_valid="40")).json()
+    wanted = pairs.roi_valid_percentage.values.round(2) >= 40
+    assert 0 < wanted.sum() < len(wanted)
+    assert found["pairs"] == wanted.sum()
 
 
 def test_cubes_that_were_not_read(sample: Any, http: TestClient) -> None:
@@ -107,6 +110,7 @@ def test_cubes_that_were_not_read(sample: Any, http: TestClient) -> None:
         ({"bbox": "0,0,1"}, "bbox"),
         ({"bbox": "a,0,1,2"}, "accepted are numbers"),
         ({"bbox": "0,0,1,1", "dt_days": "x"}, "dt_days"),
+        ({"bbox": "0,0,1,1", "min_valid": "x"}, "min_valid"),
         ({"bbox": "0,0,1,1", "datetime": "2018-13-01"}, "datetime"),
         ({"bbox": "0,0,1,1", "crs": "EPSG:0"}, "EPSG:0"),
         ({"bbox": "0,0,1,1", "satelites": "L8"}, "'satelites' is not a parameter"),

@@ -50,6 +50,8 @@ FILTERS = st.fixed_dictionaries(
         "satellites": st.lists(st.sampled_from(["L8", "L", "S2", "S2A", "S2B", "S1A"]), max_size=3),
         "dt_days": st.none()
         | st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda two: tuple(sorted(two))),
+        "max_error": st.none() | st.sampled_from([10, 20, 30]),
+        "min_valid": st.none() | st.sampled_from([5, 50, 95]),
     }
 )
 
@@ -64,6 +66,9 @@ def made_pairs() -> OpenCube:
     names = np.array(["L8", "L9", "S2A", "S2B", "S1A"])[chance.integers(0, 5, (2, count))]
 
     per_pair: dict[str, Any] = {"date_dt": chance.integers(0, 45, count).astype("f4")}
+    per_pair["roi_valid_percentage"] = chance.integers(0, 101, count).astype("f4")
+    for name in ("vx_error", "vy_error"):
+        per_pair[name] = chance.integers(0, 40, count).astype("f4")
     for n, image in enumerate(names, start=1):
         per_pair[f"mission_img{n}"] = np.array([name[0] for name in image])
         per_pair[f"satellite_img{n}"] = np.array([name[1:] for name in image])
@@ -98,6 +103,8 @@ def test_what_is_narrower_is_contained(one: dict[str, Any], data: st.DataObject)
         "datetime": f"{'2018-01-01' if first == '..' else first}/{last}",
         "satellites": [n + "A" if n == "S2" else n for n in one["satellites"]][:1] or ["L8"],
         "dt_days": one["dt_days"] or (3, 5),
+        "max_error": (one["max_error"] or 30) - 1,
+        "min_valid": (one["min_valid"] or 0) + 1,
         "variables": ["vx", "vy"],
     }
     inner = request(

@@ -287,6 +287,7 @@ def test_the_item_before_and_after_a_deep_read(
         {"variables": ["vx"], "datetime": "2018-03-01/2018-06-30"},
         {"satellites": ["S2"]},
         {"satellites": ["L8", "S1A"], "dt_days": [6, 64]},
+        {"min_valid": 30},
     ],
 )
 def test_a_plan_from_the_index_is_that_from_the_cubes(
@@ -310,6 +311,20 @@ def test_a_plan_from_the_index_is_that_from_the_cubes(
     # one that is to be carried out reads the cubes
     assert plan_request(engine, settings, asked).summary() == before.summary()
     assert server.requests
+
+
+def test_errors_are_not_in_the_index(
+    bucket: tuple[MirrorServer, Mirror], engine: Engine, settings: Settings
+) -> None:
+    """A dry run that asks for them reads the cubes, rather than counting pairs that won't come."""
+    server, mirror = bucket
+    deepen(engine, settings)
+    server.clear()
+    asked = Request.parse(inputs(mirror, max_error=15), settings)
+    plan = plan_request(engine, settings, asked, only_plan=True)
+    assert server.requests
+    assert 0 < plan.summary()["pairs"]["kept"] < 180
+    assert plan.summary() == plan_request(engine, settings, asked).summary()
 
 
 def test_a_plan_from_the_index_without_a_wanted_pair(

@@ -114,7 +114,15 @@ def test_a_part_of_a_subset_is_answered_from_it_where_that_is_the_same(
     xr.testing.assert_identical(got, expected)
 
 
-def brute_force(mirror: Mirror, got: xr.Dataset) -> dict[str, Any]:
+def passes(group: Any, n: int, filters: dict[str, float]) -> bool:
+    """Whether a cube's own numbers for a pair are within the filters."""
+    errors = [float(group[name][n]) for name in ("vx_error", "vy_error")]
+    valid = float(group["roi_valid_percentage"][n])
+    small = all(error != -32767 and error <= filters.get("max_error", 1e9) for error in errors)
+    return small and round(valid, 2) >= filters.get("min_valid", 0)
+
+
+def brute_force(mirror: Mirror, got: xr.Dataset, filters: dict[str, float]) -> dict[str, Any]:
     """What the cubes on the grid say, one after the other: those that cover more of it first."""
     left, bottom, right, top = AOI
     cubes = [cube for cube in mirror.cubes if cube.epsg == 3413]
@@ -136,6 +144,8 @@ def brute_force(mirror: Mirror, got: xr.Dataset) -> dict[str, Any]:
         in_x, in_y = np.isin(gx, x), np.isin(gy, y)
         at = np.ix_(np.searchsorted(-y, -gy[in_y]), np.searchsorted(x, gx[in_x]))
         for n, granule in enumerate(cube.granules):
+            if not passes(group, n, filters):
+                continue
             blank = {v: np.full((len(y), len(x)), MISSING.get(v, -32767)) for v in VARIABLES}
             layer = layers.setdefault(granule, {"mid_date": micro[n], **blank})
             for name in VARIABLES:
@@ -147,7 +157,13 @@ def brute_force(mirror: Mirror, got: xr.Dataset) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("memory_limit", "format"), [(1, "v3"), (2_000_000_000, "v3"), (2_000_000_000, "v2")]
+    ("memory_limit", "format", "filters"),
+    [
+        (1, "v3", {}),
+        (2_000_000_000, "v3", {}),
+        (2_000_000_000, "v2", {}),
+        (2_000_000_000, "v3", {"max_error": 20.0, "min_valid": 25.0}),
+    ],
 )
 def test_each_value_is_the_first_that_a_cube_has(
     bucket: tuple[MirrorServer, Mirror],
@@ -155,10 +171,11 @@ def test_each_value_is_the_first_that_a_cube_has(
     settings: Settings,
     memory_limit: int,
     format: str,
+    filters: dict[str, float],
 ) -> None:
     settings = settings.model_copy(update={"memory_limit": memory_limit})
-    got, provenance = run(engine, settings, format=format)
-    want = brute_force(bucket[1], got)
+    got, provenance = run(engine, settings, format=format, **filters)
+    want = brute_force(bucket[1], got, filters)
     own = got.source_cube.values <= 2
     assert 0 < (~own).sum() < own.sum()
     names = [str(name) for name in got.granule.values]
@@ -171,9 +188,13 @@ def test_each_value_is_the_first_that_a_cube_has(
                 assert (values[n][own] == MISSING.get(name, -32767)).all()
             else:
                 np.testing.assert_array_equal(values[n][own], layer[name][own], err_msg=name)
-    assert provenance["values"]["conflicting"] == want["conflicts"] > 1000
+    assert provenance["values"]["conflicting"] == want["conflicts"] > (100 if filters else 1000)
     utm = bucket[1].cubes[-1]
-    mine = [names.index(granule) for granule in utm.granules]
+    group: Any = zarr.open_group(bucket[1].root / utm.path, mode="r")
+    kept = [granule for n, granule in enumerate(utm.granules) if passes(group, n, filters)]
+    assert set(names) == {*want["layers"], *kept}
+    assert (len(kept) < len(utm.granules)) == bool(filters)
+    mine = [names.index(granule) for granule in kept]
     assert (got.vx.values[mine][:, ~own] != -32767).mean() > 0.2
 
 

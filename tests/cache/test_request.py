@@ -59,6 +59,10 @@ def parse(**inputs: Any) -> Request:
         ({"composite": "P1W1D"}, InputError, "P1Y"),
         ({"composite_method": "mode"}, InputError, "median"),
         ({"max_displacement": 0}, InputError, "max_displacement"),
+        ({"max_error": -1}, InputError, "max_error"),
+        ({"min_valid": 101}, InputError, "min_valid"),
+        ({"min_valid": float("nan")}, InputError, "min_valid"),
+        ({"collection": "velocity-mosaics", "max_error": 5}, InputError, "max_error is for image"),
         ({"composite": None, "strain": False, "max_displacement": 9}, InputError, "composite"),
         ({"composite": None}, InputError, "strain needs a composite"),
         ({"variables": ["v"]}, InputError, "vx and vy"),
@@ -225,8 +229,10 @@ def test_equal_requests_have_one_key() -> None:
         parse(bbox=[-50, 69, -49, 69.3], resampling="bilinear"),
         parse(bbox=[-50, 69, -49, 69.3], variables=["v", "vx", "vy"]),
         parse(bbox=[-50, 69, -49, 69.3], variables=["v", "vx", "vy"], recompute_speed=True),
+        parse(bbox=[-50, 69, -49, 69.3], max_error=20),
+        parse(bbox=[-50, 69, -49, 69.3], min_valid=20),
     ]
-    assert len({plain.key, *(other.key for other in others)}) == 8
+    assert len({plain.key, *(other.key for other in others)}) == 10
     assert parse(bbox=[-50, 69, -49, 69.3], resampling="nearest").key == plain.key
 
 

@@ -40,6 +40,8 @@ AREA = ["--bbox", "465000", "-2300000", "496000", "-2258000", "--crs", "EPSG:341
         ([*AREA, "--composite", "weekly"], "P1Y"),
         ([*AREA, "--satellites", "landsat 8"], "satellites"),
         ([*AREA, "--min-dt", "60", "--max-dt", "10"], "least"),
+        ([*AREA, "--max-error", "0"], "max_error"),
+        ([*AREA, "--min-valid", "120"], "min_valid"),
         ([*AREA, "--format", "netcdf"], "v3"),
         ([*AREA, "--out-crs", "EPSG:4326"], "not projected"),
         ([*AREA, "--length-scale", "-5"], "length_scale"),

@@ -68,6 +68,8 @@ FILTERS = [
     PairFilter(dt_days=(6.0, 16.0)),
     PairFilter(dt_days=(16.000046, 31.999954)),
     PairFilter(dt_days=(500.0, 600.0)),
+    PairFilter(min_valid=33.33),
+    PairFilter(start=datetime(2016, 5, 1, tzinfo=UTC), min_valid=100.0),
     PairFilter(
         datetime(2015, 1, 1, tzinfo=UTC), datetime(2017, 1, 1, tzinfo=UTC), ("S1",), (0.0, 300.0)
     ),
@@ -87,6 +89,8 @@ def brute_force(pairs: PairColumns, where: PairFilter) -> np.ndarray[Any, Any]:
             least, most = (np.float32(bound) for bound in where.dt_days)
             if not least <= pairs.dt_days[n] <= most:
                 continue
+        if where.min_valid is not None and not round(pairs.valid[n], 2) >= where.min_valid:
+            continue
         if where.satellites and not all(
             any(str(name).startswith(prefix) for prefix in where.satellites)
             for name in (pairs.satellite_1[n], pairs.satellite_2[n])
