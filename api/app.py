@@ -31,6 +31,7 @@ from firnline.api import (
 )
 from firnline.api.access import Access, Rules
 from firnline.api.conformance import CONFORMANCE
+from firnline.api.methods import Methods
 from firnline.api.middleware import BodyLimit, Compress, Failsafe, SecurityHeaders
 from firnline.api.observed import Observed
 from firnline.api.parameters import (
@@ -146,6 +147,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             Middleware(Access, keyring=Keyring(database), rules=rules),
             Middleware(Failsafe),
             Middleware(Compress),
+            Middleware(Methods),
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,

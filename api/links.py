@@ -65,6 +65,8 @@ class JSONBytes(Response):
         asked = Headers(scope=scope)
         conditional = scope["method"] in ("GET", "HEAD") and self.status_code == 200
         short = not_modified(asked, self) if conditional else None
+        if short is not None:  # as the whole reply has it where it is compressed
+            short.headers.add_vary_header("Accept-Encoding")
         await (super().__call__ if short is None else short)(scope, receive, send)
 
 

@@ -73,6 +73,7 @@ def test_a_page_that_did_not_change_is_not_sent_again(served: str, engine: Engin
         again = httpx.get(url, headers={**tag, "Accept-Encoding": encoding})
         assert (again.status_code, again.content) == (304, b"")
         assert again.headers["etag"] == first.headers["etag"]
+        assert again.headers["vary"] == first.headers["vary"] == "Accept-Encoding, Origin"
     put(engine, [make_item("b", box(0, 0, 1, 1))])
     fresh = httpx.get(url, headers=tag)
     assert fresh.status_code == 200
