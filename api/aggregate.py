@@ -166,6 +166,7 @@ def create_router(engine: Engine, settings: Settings, summariser: Summariser) ->
     @router.post("/aggregate", summary="Count items", **documented)
     def post_aggregate(request: Request, asked: AggregateBody) -> Response:
         """The items that match a search, counted."""
+        parameters.check_query(request, APIRequest)
         return counted(request, asked)
 
     @router.get(
@@ -192,6 +193,7 @@ def create_router(engine: Engine, settings: Settings, summariser: Summariser) ->
         asked: AggregateBody,
     ) -> Response:
         """The items of a collection that match a search, counted."""
+        parameters.check_query(request, APIRequest)
         return counted(request, asked)
 
     return router

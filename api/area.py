@@ -21,7 +21,7 @@ from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from firnline.crs import LONLAT, parse_crs, transformer
-from firnline.errors import BBoxError, GeometryError, TooLargeError
+from firnline.errors import BBoxError, GeometryError, InputError, TooLargeError
 from firnline.footprint import footprint
 
 MAX_VERTICES = 10_000
@@ -52,7 +52,7 @@ class Area:
 def from_bbox(values: Sequence[float]) -> Area | None:
     """The area of a bounding box; None for the whole world, which excludes nothing.
 
-    Four values, or six with heights (which firnline's items don't have, so they decide nothing).
+    Four values, or six with heights, of which :func:`is_on_the_ground` tells what they exclude.
     West greater than east crosses the antimeridian (RFC 7946, 5.2; OGC API - Features, 7.15.3).
     A box may be a line or a point.
 
@@ -88,6 +88,14 @@ def from_bbox(values: Sequence[float]) -> Area | None:
     return Area(parts[0] if len(parts) == 1 else _collected(parts), boxes)
 
 
+def is_on_the_ground(values: Sequence[float]) -> bool:
+    """Whether a box has height 0 in it, or no heights: that is where items are.
+
+    STAC API - Item Search, bbox: items without heights count as those at 0.
+    """
+    return len(values) != 6 or values[2] <= 0 <= values[5]
+
+
 def from_bounds(values: Sequence[float], crs: str) -> Area:
     """The area of a box in a projected CRS: left, bottom, right, top in its units.
 
@@ -104,7 +112,7 @@ def from_bounds(values: Sequence[float], crs: str) -> Area:
             f"bbox {left:g},{bottom:g},{right:g},{top:g} in {crs}: left has to be less than right, "
             "and bottom less than top"
         )
-    return _outlined([footprint((left, bottom, right, top), crs)])
+    return _outlined([_footprint((left, bottom, right, top), crs, "bbox")])
 
 
 def from_geojson(geometry: object, crs: str | None = None) -> Area:
@@ -141,7 +149,8 @@ def _projected(geometry: object, crs: str) -> Iterator[BaseGeometry]:
     to_lonlat = transformer(parse_crs(crs), LONLAT)
     for kind, coordinates in _parts(geometry, projected=True):
         if kind == "Polygon":
-            yield footprint(_valid(_rings(cast("Sequence[Sequence[Position]]", coordinates))), crs)
+            polygon = _valid(_rings(cast("Sequence[Sequence[Position]]", coordinates)))
+            yield _footprint(polygon, crs, "intersects")
             continue
         if kind == "Point":
             positions = np.array([cast("Position", coordinates)])
@@ -154,6 +163,13 @@ def _projected(geometry: object, crs: str) -> Iterator[BaseGeometry]:
         if not all(map(math.isfinite, itertools.chain(*lonlat))):
             raise GeometryError(f"intersects lies outside the domain of {crs}")
         yield from _shapes(kind, lonlat[0] if kind == "Point" else lonlat)
+
+
+def _footprint(of: Polygon | Box, crs: str, parameter: str) -> BaseGeometry:
+    try:
+        return footprint(of, crs)
+    except InputError as error:
+        raise type(error)(f"{parameter}: {error}") from None
 
 
 def _rings(rings: Sequence[Sequence[Position]]) -> Polygon:

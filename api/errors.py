@@ -9,6 +9,7 @@ about the inside: what happened is in the log.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -69,6 +70,7 @@ RESPONSES: Mapping[int | str, dict[str, Any]] = {
 }
 """What any operation may answer, for the OpenAPI description."""
 
+_TYPE = re.compile(r"(?:list|dict|str|bool|int|float)(?:\[.*\])?")  # as pydantic names them
 _log = logging.getLogger(__name__)
 _INTERNAL = "something went wrong in the server; its log has the details"
 _AWAY = "{} does not answer now; try again in a moment"
@@ -176,4 +178,10 @@ def _described(error: Mapping[str, Any]) -> dict[str, str]:
     reason = error["msg"]
     if error["type"] == "extra_forbidden":
         reason = "there is no such parameter"
+    else:  # of alternatives each is told, with its type behind the name
+        where = [part for part in where if not _TYPE.fullmatch(str(part))]
+    if error["type"] == "model_attributes_type":
+        reason = "a JSON object is accepted"
+        if not where:  # FastAPI does not parse what does not say that it is JSON
+            reason += ", with Content-Type: application/json"
     return {"parameter": ".".join(map(str, where)) or source, "in": source, "reason": reason}

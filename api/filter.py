@@ -173,7 +173,8 @@ def _parsed_json(text: str) -> Node:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise FilterError(f"filter: not JSON: {error}") from None
+        hint = "; for CQL2 text, filter-lang is cql2-text"
+        raise FilterError(f"filter: not JSON: {error}{hint}") from None
 
 
 def _parsed_text(text: str) -> Node:

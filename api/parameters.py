@@ -24,24 +24,28 @@ from firnline.api.fields import Fields
 from firnline.api.filter_nodes import Node
 from firnline.api.instants import parse_datetime
 from firnline.api.searches import MAX_LIMIT, Search, SortKey
-from firnline.crs import crs_code, parse_crs
+from firnline.crs import crs_code, parse_crs, parse_crs_uri
 from firnline.errors import BBoxError, CRSError, GeometryError, InputError, TooLargeError
 from firnline.properties import is_name
 
 _LONGEST_LIST = 10_000
 _MOST_KEYS = 8
+_UNSORTED = ("assets", "bbox", "geometry", "links", "properties", "stac_extensions")
+"""Members of items that have no order (Sort extension: id, collection and properties have)."""
 COLLECTIONS_LIMIT = 100
 """Collections in a page."""
 _CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 
 _BBOX = Query(
     description="Only items that intersect this box: west,south,east,north in degrees, or with "
-    "heights west,south,lowest,east,north,highest. West > east crosses the antimeridian.",
+    "heights west,south,lowest,east,north,highest; items are at height 0. West > east crosses the "
+    "antimeridian.",
     examples=["-50,69,-49,70"],
 )
 _BBOX_CRS = Query(
     alias="bbox-crs",
-    description="CRS of bbox, as EPSG:3413 or its OGC URI; by default longitude, latitude.",
+    description="CRS of bbox, as EPSG:3413 or its OGC URI; x is first. By default longitude, "
+    "latitude.",
     examples=["EPSG:3413"],
 )
 _DATETIME = Query(
@@ -316,13 +320,8 @@ def _crs(name: str, text: str | None) -> str | None:
     """
     if text is None:
         return None
-    prefix = "http://www.opengis.net/def/crs/"
-    code = text
-    if text.startswith(prefix):
-        authority, _, code = text.removeprefix(prefix).partition("/")
-        code = f"{authority}:{code.rpartition('/')[2]}"
     try:
-        crs = parse_crs(code)
+        crs = parse_crs_uri(text) if text.startswith("http:") else parse_crs(text)
     except CRSError as error:
         raise CRSError(f"{name}: {error}") from None
     if crs.is_geographic:
@@ -335,9 +334,11 @@ def _crs(name: str, text: str | None) -> str | None:
 
 
 def _filter(asked: MatchBody) -> Node | None:
-    if asked.filter_crs not in (None, _CRS84, "OGC:CRS84", "EPSG:4326"):
-        raise CRSError(f"filter-crs {asked.filter_crs[:80]!r} is not accepted; give {_CRS84}")
-    parts = []
+    if _crs("filter-crs", asked.filter_crs) is not None:
+        raise CRSError(f"filter-crs {str(asked.filter_crs)[:80]!r} is not accepted; give {_CRS84}")
+    parts: list[Node] = []
+    if asked.bbox is not None and not area.is_on_the_ground(asked.bbox):
+        parts.append(False)
     if asked.query:
         parts.append(filter.query_to_cql2(asked.query))
     if asked.filter is not None:
@@ -353,6 +354,11 @@ def _order(keys: Sequence[SortField]) -> tuple[SortKey, ...]:
     order = []
     for key in keys:
         name = key.field.removeprefix("properties.")
+        if key.field in _UNSORTED or key.field[:1] in ("+", "-"):
+            raise InputError(
+                f"sortby: {key.field[:80]!r} can't be sorted by; accepted: id, collection and "
+                "properties, each with one + or - before it; see /sortables"
+            )
         if not is_name(name) or not _is_unicode(name):
             raise InputError(f"sortby: {name[:80]!r} can't be the name of a property")
         order.append(SortKey(name, key.direction == "desc"))
@@ -360,9 +366,10 @@ def _order(keys: Sequence[SortField]) -> tuple[SortKey, ...]:
 
 
 def _sort_fields(text: str) -> list[dict[str, str]]:
+    signs = {"+": "asc", "-": "desc"}
     keys = [key.strip() for key in text.split(",") if key.strip()]
     return [
-        {"field": key.lstrip("+-"), "direction": "desc" if key.startswith("-") else "asc"}
+        {"field": key[1:] if key[0] in signs else key, "direction": signs.get(key[0], "asc")}
         for key in keys
     ]
 
@@ -382,7 +389,7 @@ def _texts(name: str, values: Sequence[str] | None) -> tuple[str, ...]:
     if len(values) > _LONGEST_LIST:
         raise TooLargeError(f"{name} takes {_LONGEST_LIST:,} values at most")
     if any("\0" in value or not _is_unicode(value) for value in values):
-        raise InputError(f"{name}: an id is Unicode text without NUL")
+        raise InputError(f"{name} takes Unicode text without NUL")
     return tuple(dict.fromkeys(values))
 
 
@@ -418,6 +425,8 @@ def terms(q: str | Sequence[str]) -> list[str]:
 def numbers(text: str) -> list[float]:
     """The numbers of a ``bbox``."""
     try:
+        if "_" in text or not text.isascii():  # which Python takes for numbers too
+            raise ValueError
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise BBoxError(
@@ -446,9 +455,8 @@ def check_query(request: Request, parameters: type[APIRequest]) -> None:
     seen = set()
     for name, _ in request.query_params.multi_items():
         if name not in known:
-            raise InputError(
-                f"{name[:80]!r} is not a parameter; accepted: {', '.join(sorted(known))}"
-            )
+            there = ", ".join(sorted(known)) or "none"
+            raise InputError(f"{name[:80]!r} is not a parameter; accepted: {there}")
         if name in seen:
             raise InputError(f"{name} is given twice; accepted: one value, comma-separated")
         seen.add(name)

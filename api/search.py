@@ -15,6 +15,7 @@ import attr
 import orjson
 from sqlalchemy import Engine, select
 from stac_fastapi.types.core import BaseCoreClient
+from stac_fastapi.types.search import APIRequest
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -62,6 +63,7 @@ class CatalogClient(BaseCoreClient):
 
     def landing_page(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /: a STAC catalog with the links that clients start from (STAC API - Core)."""
+        parameters.check_query(kwargs["request"], APIRequest)
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
             stored = connection.execute(
@@ -103,6 +105,7 @@ class CatalogClient(BaseCoreClient):
 
     def conformance(self, **kwargs: Any) -> Response:  # type: ignore[override]
         """GET /conformance."""
+        parameters.check_query(kwargs["request"], APIRequest)
         return JSONBytes(orjson.dumps({"conformsTo": self.conformance_classes()}))
 
     def all_collections(self, **kwargs: Any) -> Response:  # type: ignore[override]
@@ -136,6 +139,7 @@ class CatalogClient(BaseCoreClient):
         self, collection_id: str, **kwargs: Any
     ) -> Response:
         """GET /collections/{collection_id}."""
+        parameters.check_query(kwargs["request"], APIRequest)
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
             content = collections.stored_collection(connection, collection_id)
@@ -145,6 +149,7 @@ class CatalogClient(BaseCoreClient):
         self, item_id: str, collection_id: str, **kwargs: Any
     ) -> Response:
         """GET /collections/{collection_id}/items/{item_id}."""
+        parameters.check_query(kwargs["request"], APIRequest)
         base = self._base(kwargs["request"])
         with reading(self.engine) as connection:
             content = get_item(
@@ -186,7 +191,8 @@ class CatalogClient(BaseCoreClient):
     def post_search(  # type: ignore[override]
         self, search_request: parameters.SearchBody, **kwargs: Any
     ) -> Response:
-        """POST /search."""
+        """POST /search; what is asked is in its body."""
+        parameters.check_query(kwargs["request"], APIRequest)
         base = self._base(kwargs["request"])
         return self._page(kwargs["request"], base, search_request, f"{base.url}/search")
 

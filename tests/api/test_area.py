@@ -34,7 +34,7 @@ class TestBBox:
         assert area is not None
         assert area.boxes == ((-50, 69, -49, 70),)
 
-    def test_heights_decide_nothing(self) -> None:
+    def test_heights_are_no_part_of_its_shape(self) -> None:
         assert same(from_bbox([-50, 69, -100, -49, 70, 3000]), shapely.box(-50, 69, -49, 70))
 
     @pytest.mark.parametrize(

@@ -165,6 +165,9 @@ class TestFilters:
         [
             ("-49.5,69.5,-49.4,69.6", ["greenland", "mosaic"]),
             ("-49.5,69.5,0,-49.4,69.6,100", ["greenland", "mosaic"]),
+            ("-49.5,69.5,-9,-49.4,69.6,0", ["greenland", "mosaic"]),
+            ("-49.5,69.5,0.5,-49.4,69.6,100", []),  # items are at height 0
+            ("-180,-90,-9,180,90,-0.5", []),
             ("179.5,70,-179.5,71", ["dateline"]),
             ("170,60,179.5,80", ["dateline"]),
             ("-179.2,60,-170,80", ["dateline"]),
@@ -300,6 +303,13 @@ class TestBadInput:
             ("filtre=a=1", "filtre"),
             ("ids=a%00b", "ids"),
             ("collections=%00", "collections"),
+            ("bbox=1_0,0,20,20", "bbox"),
+            ("sortby=geometry", "sortby: 'geometry'"),
+            ("sortby=--id", "sortby: '-id'"),
+            ("q=%00", "q takes"),
+            ("filter=TRUE&filter-crs=EPSG:3413", "filter-crs 'EPSG:3413'"),
+            ("filter=TRUE&filter-crs=here", "filter-crs: "),
+            ("filter=id='a'&filter-lang=cql2-json", "filter-lang is cql2-text"),
         ],
     )
     def test_get(self, client: Client, query: str, name: str) -> None:
@@ -331,6 +341,10 @@ class TestBadInput:
             ({"bbox": [0, 0, 1, 1], "intersects": {"type": "Point"}}, "intersects"),
             ({"token": "forged"}, "token"),
             ({"filtre": {"op": "=", "args": []}}, "filtre"),
+            ({"sortby": [{"field": "assets"}]}, "sortby: 'assets'"),
+            ({"sortby": ["id"]}, "sortby.0: a JSON object"),
+            ({"fields": ["id"]}, "fields: a JSON object"),
+            ({"q": 5}, "q: Input should be a valid list; q: Input should be a valid string"),
             ([], "body"),
             (None, "body"),
         ],
@@ -377,7 +391,21 @@ class TestBadInput:
 
     def test_another_media_type(self, client: Client) -> None:
         options = {"content": b'{"limit":1}', "headers": {"Content-Type": "text/plain"}}
-        assert "body" in client.problem("POST", "/search", 400, **options)["detail"]
+        problem = client.problem("POST", "/search", 400, **options)
+        assert problem["detail"].startswith("body: a JSON object is accepted")
+        assert "Content-Type: application/json" in problem["detail"]
+
+    def test_parameters_where_there_are_none(self, client: Client) -> None:
+        """OGC API - Features, /req/core/query-param-unknown."""
+        paths = ["/", "/conformance", f"/collections/{CUBES}", f"/collections/{CUBES}/items/pole"]
+        for path in (*paths, "/queryables", "/aggregations"):
+            assert client.http.get(path).status_code == 200
+            problem = client.problem("GET", f"{path}?limit=1", 400)
+            assert problem["detail"] == "'limit' is not a parameter; accepted: none"
+        for path in ("/search", "/aggregate", f"/collections/{CUBES}/aggregate"):
+            body = {"json": {} if path == "/search" else {"aggregations": ["total_count"]}}
+            assert client.http.post(path, **body).status_code == 200
+            assert "'limit'" in client.problem("POST", f"{path}?limit=1", 400, **body)["detail"]
 
     def test_too_many_vertices(self, client: Client) -> None:
         line = {"type": "LineString", "coordinates": [[n / 100, 0] for n in range(10_001)]}
