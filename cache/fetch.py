@@ -36,7 +36,6 @@ Request = Future["Buffer | None"]
 T = TypeVar("T")
 
 _DECODERS = max(2, os.cpu_count() or 1)
-_TOGETHER = 16  # chunks of one shard that are asked for as one, at most
 
 
 @dataclass
@@ -268,7 +267,7 @@ class Fetcher:
     def _request_ahead(self, work: Iterable[tuple[Tile, str]]) -> Iterator[tuple[Chunk, Request]]:
         """Start the requests in order; one for a chunk, whoever needs it."""
         for tile, variable in work:
-            for group in self._groups(tile, variable):
+            for group in self._plan.groups(tile, variable):
                 requests = []
                 new = []
                 for chunk in group:
@@ -285,16 +284,6 @@ class Fetcher:
                     array = self._plan.cubes[group[0].cube].layout.variable(group[0].variable)
                     self._requests.submit(self._fetch_group, array, new)
                 yield from zip(group, requests, strict=True)
-
-    def _groups(self, tile: Tile, variable: str) -> Iterator[list[Chunk]]:
-        """The chunks that a tile needs, part by part, those of one shard together."""
-        for part in self._plan.parts(tile, variable):
-            groups: dict[str, list[Chunk]] = {}
-            for chunk in part.chunks:
-                groups.setdefault(chunk.key.partition("#")[0], []).append(chunk)
-            for group in groups.values():
-                for first in range(0, len(group), _TOGETHER):
-                    yield group[first : first + _TOGETHER]
 
     def _fetch_group(self, array: Array, group: Sequence[tuple[Chunk, Request]]) -> None:
         """Fetch chunks of one object; where that takes several requests, side by side."""

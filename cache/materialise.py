@@ -87,7 +87,7 @@ def plan_cubes(
     if only_plan:
         cubes = indexed_cubes(engine, request, chosen, settings.allowed_sources)
     if cubes is None:
-        cubes = _open_cubes(settings, chosen)
+        cubes = _open_cubes(settings, chosen, request, only_plan=only_plan)
     plan = make_plan(
         request,
         crs,
@@ -99,18 +99,21 @@ def plan_cubes(
     return plan
 
 
-def _open_cubes(settings: Settings, chosen: Sequence[CubeItem]) -> list[OpenCube]:
+def _open_cubes(
+    settings: Settings, chosen: Sequence[CubeItem], request: Request, *, only_plan: bool
+) -> list[OpenCube]:
     # some fifty small arrays a cube, of which latency is all that they cost
     at_once = settings.concurrency * min(len(chosen), _OPENERS)
     requests = ThreadPoolExecutor(at_once, thread_name_prefix="open")
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
     keeper = open_chunk_cache(settings)
     with requests, ThreadPoolExecutor(_OPENERS, thread_name_prefix="cube") as openers:
-        return list(
-            openers.map(
-                lambda cube: open_cube(cube, Source(cube.href, **roots), requests, keeper), chosen
-            )
-        )
+
+        def opened(cube: CubeItem) -> OpenCube:
+            source = Source(cube.href, **roots)
+            return open_cube(cube, source, requests, keeper, request=request, only_plan=only_plan)
+
+        return list(openers.map(opened, chosen))
 
 
 def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from odc.geo.geobox import GeoBox
 
+from firnline.cache.expected import expected_bytes, expected_requests
 from firnline.cache.lattice import Placement, bounds_of, cube_grid, cut, overlap, place, target_grid
 from firnline.cache.memory import shares
 from firnline.cache.request import Request
@@ -39,6 +40,8 @@ Window = tuple[slice, slice]
 # Layout of the store, measured in docs/decisions/0005-store-layout.md.
 CHUNK_TIME, SHARD_TIME, CHUNK_SIDE = 256, 2048, 20
 _TILES = ((80, 100), (40, 100), (40, 60), (40, 40), (20, 40), (20, 20))
+
+_TOGETHER = 16  # chunks of one shard that are asked for as one, at most
 
 SPEEDS = ("v", "vx", "vy")
 """Of a cube that is resampled, made together from vx and vy."""
@@ -157,6 +160,16 @@ class Plan(OnGrid):
         """The source chunks that hold something of a tile, cube after cube."""
         for part in self.parts(tile, variable):
             yield from part.chunks
+
+    def groups(self, tile: Tile, variable: str) -> Iterator[list[Chunk]]:
+        """The same, those of one shard together: what is asked for as one."""
+        for part in self.parts(tile, variable):
+            groups: dict[str, list[Chunk]] = {}
+            for chunk in part.chunks:
+                groups.setdefault(chunk.key.partition("#")[0], []).append(chunk)
+            for group in groups.values():
+                for first in range(0, len(group), _TOGETHER):
+                    yield group[first : first + _TOGETHER]
 
     def _chunks(
         self,
@@ -342,6 +355,8 @@ class Plan(OnGrid):
             "tiles": len(self.tiles),
             "source_chunks": len(self.uses),
             "source_bytes_decoded": decoded,
+            "requests_expected": expected_requests(self),
+            "bytes_expected": expected_bytes(self),
             "output_bytes_uncompressed": self.output_bytes,
             **({"index_of": min(indexed).isoformat()} if indexed else {}),
         }

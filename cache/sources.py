@@ -226,10 +226,46 @@ def _indexed_cube(
     )
 
 
+def columns_read(
+    layout: Cube, request: Request | None = None, *, only_plan: bool = False
+) -> list[str]:
+    """Coordinates and 1-D variables of a cube that are read for a request; None: all of them.
+
+    All are for a store that keeps them. Else those that tell pairs apart, filter and composite
+    them; where it's only planned, without the last.
+    """
+    whole = {"x", "y", layout.time}
+    columns = [
+        n for n, array in layout.arrays.items() if n in whole or array.dims == (layout.time,)
+    ]
+    if request is None or (request.pairs and not only_plan):
+        return columns
+    used = {*whole, "granule_url"}
+    if not only_plan:
+        used |= {*_NEEDED, "vx_error", "vy_error"}
+    if request.dt_days is not None:
+        used.add("date_dt")
+    if request.satellites:
+        used |= {f"{part}_img{n}" for part in ("mission", "satellite") for n in "12"}
+    if request.max_error is not None:
+        used |= {"vx_error", "vy_error"}
+    if request.min_valid is not None:
+        used.add("roi_valid_percentage")
+    return [name for name in columns if name in used]
+
+
 def open_cube(
-    item: CubeItem, source: Source, executor: Executor, keeper: Keeper | None = None
+    item: CubeItem,
+    source: Source,
+    executor: Executor,
+    keeper: Keeper | None = None,
+    *,
+    request: Request | None = None,
+    only_plan: bool = False,
 ) -> OpenCube:
     """Read a cube's metadata, coordinates and 1-D variables, its requests on `executor`.
+
+    Of the variables those that :func:`columns_read` names.
 
     Raises
     ------
@@ -243,11 +279,10 @@ def open_cube(
     reader = ChunkReader(source, version=layout.etag, keeper=keeper)
     time = layout.time
     reads: dict[str, Callable[[], Raw]] = {}
-    for name, array in layout.arrays.items():
-        if name in ("x", "y", time) or array.dims == (time,):
-            reduce = basenames if name == "granule_url" else None
-            needed = name in ("x", "y", time, *_NEEDED)
-            reads[name] = read_array(reader, array, executor, reduce, needed=needed)
+    for name in columns_read(layout, request, only_plan=only_plan):
+        reduce = basenames if name == "granule_url" else None
+        needed = name in ("x", "y", time, *_NEEDED)
+        reads[name] = read_array(reader, layout.arrays[name], executor, reduce, needed=needed)
     try:
         read = {name: result() for name, result in reads.items()}
     except SourceCorruptError:

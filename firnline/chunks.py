@@ -35,7 +35,7 @@ Index = tuple[int, ...]
 
 _GAP = 128 << 10
 """Bytes not asked for that are read to save a request, see docs/decisions/0023-fetching.md."""
-_RUN = 4 << 20
+LONGEST_RUN = 4 << 20
 """Bytes that chunks are asked for together: more would keep those who decode waiting."""
 _TRIES = 5
 
@@ -157,7 +157,9 @@ class ChunkReader:
                 absent.append(index)
             else:
                 placed[place] = index
-        groups = [[placed[place] for place in run] for run in runs(placed, gap=_GAP, most=_RUN)]
+        groups = [
+            [placed[place] for place in run] for run in runs(placed, gap=_GAP, most=LONGEST_RUN)
+        ]
         return [*groups, absent] if absent else groups
 
     def get_together(
@@ -296,7 +298,7 @@ class ChunkReader:
                     if kept is not None and kept.etag == table.etag:
                         self._reuse()
                         found[place] = kept.data
-            for run in runs(places - found.keys(), gap=_GAP, most=_RUN):
+            for run in runs(places - found.keys(), gap=_GAP, most=LONGEST_RUN):
                 start, end = run[0][0], max(map(sum, run))
                 blob = self.source.get_range(path, start, end - start)
                 self._count(end - start)
