@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from firnline.api.conditional import not_modified, tag_of
-from firnline.items import CUBES
+from firnline.items import is_orderable
 
 JSON = "application/json"
 GEOJSON = "application/geo+json"
@@ -121,9 +121,9 @@ class Base:
     def with_item_links(self, content: bytes, collection: str, id: str) -> bytes:
         """An item with self, parent, collection and root (STAC API - Features, Item links).
 
-        A cube also links to what tells how to materialise a part of it (Order extension).
+        What can be materialised also links to what tells how (Order extension).
         """
-        before, after = _item_links(self.json, collection)
+        before, after = _item_links(self.json, collection, is_orderable(collection, id))
         return _spliced(content, before + quote(id, safe="").encode() + after)
 
     def with_collection_links(self, content: bytes, id: str) -> bytes:
@@ -141,7 +141,7 @@ class Base:
 
 
 @lru_cache(maxsize=64)
-def _item_links(base: bytes, collection: str) -> tuple[bytes, bytes]:
+def _item_links(base: bytes, collection: str, orderable: bool) -> tuple[bytes, bytes]:
     """The links of any item of a collection, before its id and after it."""
     place = b"%b/collections/%b" % (base, quote(collection, safe="").encode())
     return (
@@ -149,7 +149,7 @@ def _item_links(base: bytes, collection: str) -> tuple[bytes, bytes]:
         b'"},{"rel":"parent","type":"application/json","href":"%b"},'
         b'{"rel":"collection","type":"application/json","href":"%b"},'
         b'{"rel":"root","type":"application/json","href":"%b/"}%b'
-        % (place, place, base, _ORDER % base if collection == CUBES else b""),
+        % (place, place, base, _ORDER % base if orderable else b""),
     )
 
 

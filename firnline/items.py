@@ -53,6 +53,7 @@ OPEN_KWARGS: dict[str, Any] = {"engine": "zarr", "chunks": {}, "consolidated": T
 DT_EDGES = (0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 546)
 """Days: bin n of ``itslive:dt_histogram`` is from edge n to below the next; the last is open."""
 
+_OLDER = "_V02"
 _SHARDED = (2, 2)
 """Version from which on cubes are Zarr v3 with the dimension ``time`` (the producers' code)."""
 _NAME = re.compile(r"_EPSG(\d+)_G(\d+)_X(-?\d+)_Y(-?\d+)$")
@@ -165,7 +166,7 @@ def cube_item(record: CubeRecord, *, last_year: int) -> dict[str, Any]:
         "end_datetime": end,
         "title": f"ITS_LIVE velocity datacube {record.id.removeprefix('ITS_LIVE_vel_')}",
         "itslive:temporal_extent": "nominal",
-        "order:status": "orderable",  # a part of it, see /processes/materialise
+        "order:status": "orderable",  # as is_orderable() has it
         "proj:code": f"EPSG:{record.epsg}",
         "cube:dimensions": {
             time: {"type": "temporal", "extent": [start, end]},
@@ -279,14 +280,22 @@ def mosaic_item(record: MosaicRecord) -> dict[str, Any]:
         "roles": ["overview", "browse"],
     }
     extensions = [PROJECTION, VERSION]
-    place = _placed_once(record.footprint)
-    return _item(MOSAICS, mosaic_id(record), place, properties, assets, extensions)
+    id = mosaic_id(record)
+    if is_orderable(MOSAICS, id):
+        properties["order:status"] = "orderable"
+        extensions.append(ORDER)
+    return _item(MOSAICS, id, _placed_once(record.footprint), properties, assets, extensions)
 
 
 def mosaic_id(record: MosaicRecord) -> str:
     """``RGI05A_STATIC``, ``RGI05A_ANNUAL_2018``; an older version with its number, ``_V02``."""
     span = "STATIC" if record.year is None else f"ANNUAL_{record.year}"
-    return f"{region_id(record.region)}_{span}" + ("_V02" if record.version == "2" else "")
+    return f"{region_id(record.region)}_{span}" + (_OLDER if record.version == "2" else "")
+
+
+def is_orderable(collection: str, id: str) -> bool:
+    """Whether a part of an item can be materialised: of cubes, of mosaics the newest version."""
+    return collection == CUBES or (collection == MOSAICS and not id.endswith(_OLDER))
 
 
 def mosaic_url(record: MosaicRecord, what: str) -> str:

@@ -4,6 +4,7 @@ import orjson
 import pytest
 
 from firnline.api.links import Base
+from firnline.items import CUBES, MOSAICS, SUBSETS
 
 BASE = Base("https://example.org/stac")
 
@@ -18,6 +19,21 @@ def test_item_links_go_into_the_stored_bytes() -> None:
         "collection": place,
         "root": "https://example.org/stac/",
     }
+
+
+@pytest.mark.parametrize(
+    ("collection", "id", "orderable"),
+    [
+        (CUBES, "ITS_LIVE_vel_EPSG3413_G0120_X0_Y0", True),
+        (MOSAICS, "RGI05A_ANNUAL_2018", True),
+        (MOSAICS, "RGI05A_ANNUAL_2018_V02", False),  # the newest version is what is read
+        (SUBSETS, "subset-0", False),
+    ],
+)
+def test_what_can_be_materialised_says_how(collection: str, id: str, orderable: bool) -> None:
+    links = json.loads(BASE.with_item_links(b'{"id":"a"}', collection, id))["links"]
+    order = [link["href"] for link in links if link["rel"] == "order"]
+    assert order == ["https://example.org/stac/processes/materialise"] * orderable
 
 
 @pytest.mark.parametrize("own", [[], [{"rel": "derived_from", "href": "x"}]])

@@ -165,6 +165,12 @@ class TestMosaic:
         assert properties["proj:projjson"]["type"] == "ProjectedCRS"
         assert "epsg" not in properties
 
+    def test_the_newest_version_can_be_ordered(self) -> None:
+        assert items.mosaic_item(mosaic())["properties"]["order:status"] == "orderable"
+        older = items.mosaic_item(mosaic(version="2"))
+        assert "order:status" not in older["properties"]
+        assert items.ORDER not in older["stac_extensions"]
+
     def test_a_mirror_has_no_s3_alternate(self) -> None:
         item = items.mosaic_item(mosaic(root="http://127.0.0.1:9000/velocity_mosaic/"))
         assert not [asset for asset in item["assets"].values() if "alternate" in asset]
