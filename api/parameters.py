@@ -249,6 +249,8 @@ def as_body(given: Mapping[str, Any], body: type[Body]) -> Body:
         "collections": words,
         "ids": words,
         "bbox": numbers,
+        # an offset's plus that was not encoded in the URL; RFC 3339 has no space there
+        "datetime": lambda text: text.replace(" ", "+"),
         "intersects": lambda text: _json_object("intersects", text, GeometryError),
         "query": lambda text: _json_object("query", text, InputError),
         "sortby": _sort_fields,

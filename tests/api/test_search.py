@@ -240,6 +240,13 @@ class TestFilters:
         # and the same with the R*Tree between
         assert client.ids(datetime=datetime, bbox="-180,-90,180,89") == found
 
+    def test_a_plus_that_was_not_encoded(self, client: Client) -> None:
+        for first in ("2018-12-31T01:00:00+01:00", "2018-12-31T01:00:00%2B01:00"):
+            page = client.http.get(f"/search?datetime={first}/..").json()
+            assert [item["id"] for item in page["features"]] == ["greenland", "dateline", "mosaic"]
+        problem = client.problem("GET", "/search?datetime=2018-12-31+01:00:00Z", 400)
+        assert "2018-12-31+01:00:00Z" in problem["detail"]
+
     def test_ids_and_collections_restrict_together(self, client: Client) -> None:
         assert client.ids(ids="pole,greenland,none") == ["greenland", "pole"]
         assert client.ids(ids="pole,greenland", bbox="-180,0,180,90") == ["greenland"]
