@@ -96,6 +96,7 @@ def collection(id: str, extent: Extent | None = None) -> dict[str, Any]:
         "type": "Collection",
         "stac_version": STAC_VERSION,
         "id": id,
+        "itemType": "feature",  # OGC API - Features: the default, but OWSLib wants it said
         "license": LICENSE,
         "providers": [_ITS_LIVE, _NSIDC, _AWS] if id == MOSAICS else [_ITS_LIVE, _AWS],
         "sci:publications": [_PAPER],

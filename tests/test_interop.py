@@ -17,12 +17,15 @@ from xml.etree import ElementTree
 
 import httpx
 import numpy as np
+import pyogrio
 import pystac
 import pystac_client
 import pytest
 import rasterio
 import rioxarray
 import xarray as xr
+from owslib.ogcapi.features import Features
+from shapely.geometry import box, shape
 
 import firnline
 from firnline.cache import jobs, worker
@@ -158,6 +161,31 @@ def test_qgis_turns_the_pages(served: Served) -> None:
         page = asked(following[0]["href"])
     assert len(whole) == 7
     assert sorted(seen) == sorted(whole)
+
+
+def test_gdal_and_owslib_read_features(served: Served) -> None:
+    """OGC API - Features by two clients that know nothing of STAC."""
+    found = asked(f"{served.url}/collections/itslive-cubes/items", limit="100")["features"]
+    outlines = {each["id"]: shape(each["geometry"]) for each in found}
+    features = Features(served.url)
+    names = features.feature_collections()
+    assert names == ["itslive-cubes", "subsets", "velocity-mosaics"]
+    page = features.collection_items("itslive-cubes", limit=2, filter="proj:code='EPSG:3413'")
+    there = sum(each["properties"]["proj:code"] == "EPSG:3413" for each in found)
+    assert (page["numberMatched"], page["numberReturned"]) == (there, 2)
+    assert "proj:code" in features.collection_queryables("itslive-cubes")["properties"]
+
+    source = f"OAPIF:{served.url}"
+    assert [str(name) for name, _ in pyogrio.list_layers(source)] == names
+    read = {"layer": "itslive-cubes", "columns": ["id"], "PAGE_SIZE": "2"}
+    cubes = pyogrio.read_dataframe(source, **read)
+    assert dict(zip(cubes["id"], cubes.geometry, strict=True)) == outlines
+    west, south, _, north = min(outline.bounds for outline in outlines.values())
+    bounds = (west, south, west + 0.01, north)
+    cubes = pyogrio.read_dataframe(source, bbox=bounds, **read)
+    here = {id for id, outline in outlines.items() if outline.intersects(box(*bounds))}
+    assert set(cubes["id"]) == here
+    assert 0 < len(here) < len(outlines)
 
 
 def test_gdal_opens_a_v2_store_over_http(served: Served) -> None:
