@@ -111,7 +111,7 @@ def verify(path: Path, elsewhere: Collection[str] = ()) -> None:
         Says what is missing.
     """
     try:
-        group = zarr.open_consolidated(path)
+        group = zarr.open_consolidated(path, mode="r")  # else what is not there is made
     except (ValueError, KeyError, OSError) as error:
         raise StoreError(f"{path.name} does not open: {error}") from error
     for name, array in group.arrays():

@@ -91,6 +91,26 @@ def test_an_area_that_touches_a_cube_s_edge_has_no_pixel_of_it(
         np.testing.assert_array_equal(layer.values[:, 0], want[str(layer.granule.values)])
 
 
+@pytest.mark.parametrize("format", ["v3", "v2"])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, -1), (-1, 0), (-1, -1)])
+def test_one_pixel_in_a_cube_s_corner(
+    sample: Any, engine: Engine, settings: Settings, row: int, column: int, format: str
+) -> None:
+    """At the outer edge of all cubes, and where others begin beside it: it is this cube's alone."""
+    cube = next(cube for cube in sample.mirror.cubes if cube.epsg == 3413)
+    group: Any = zarr.open_group(sample.mirror.root / cube.path, mode="r")
+    x, y = float(group["x"][column]), float(group["y"][row])
+    job = ended(engine, settings, bbox=[x - 60, y - 60, x + 60, y + 60], format=format)
+    assert job.subset is not None, job.message
+    path = subset_place(engine, settings, job.subset) / "pairs.zarr"
+    got = xr.open_zarr(path, mask_and_scale=False).load()
+    assert got.vx.shape == (len(cube.granules), 1, 1)
+    assert (got.x.item(), got.y.item()) == (x, y)
+    want = dict(zip(cube.granules, group["vx"][:, row, column].tolist(), strict=True))
+    assert dict(zip(got.granule.values.tolist(), got.vx.values.ravel(), strict=True)) == want
+    assert any(value != -32767 for value in want.values())
+
+
 def test_a_window_beyond_the_limit_is_refused_before_it_is_allocated() -> None:
     """A thin triangle is small, and its window a continent."""
     side, pairs = 40_000, 1_000

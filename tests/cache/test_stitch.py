@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_every_wanted_pair_has_one_layer(contents: list[list[tuple[bytes, int, b
         assert (layers.granule == name).sum() == most
     unnamed = sum(not row[0] and row[2] for content in contents for row in content)
     assert (layers.granule == b"").sum() == unnamed
+
+
+def test_pairs_of_one_date_go_by_their_granule_whatever_cube_they_are_of() -> None:
+    tables = [table([(name, 0, True) for name in names]) for names in ([b"c", b"a"], [b"d", b"b"])]
+    tables = [replace(one, mid_date=np.full(2, "2018-05-01", "M8[us]")) for one in tables]
+    for order in (tables, tables[::-1]):
+        layers = merge_pairs(order)
+        assert layers.granule.tolist() == [b"a", b"b", b"c", b"d"]
+        assert [of_pair.tolist() for of_pair in layers.of_pair] == (
+            [[2, 0], [3, 1]] if order is tables else [[3, 1], [2, 0]]
+        )
 
 
 def test_first_table_that_has_a_pair_gives_its_scalars() -> None:

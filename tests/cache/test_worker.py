@@ -612,7 +612,8 @@ def test_a_half_written_store_is_not_where_readers_look_and_is_finished_later(
     with reading(engine) as connection:
         assert get_item(connection, "subsets", asked.subset_id) is None
     # what zarr leaves when it is killed as it writes a chunk
-    (work.parent / "strain.zarr" / "e2" / "c" / "0" / "0.0123abcd.partial").write_bytes(b"half")
+    for name in ("strain.zarr/e2/c/0/0.0123abcd.partial", "pairs.zarr/vx/c/0/0/.0.half"):
+        (work.parent / name).write_bytes(b"half")
     expire(engine, jobs.get(engine, job.id))
     assert claim_and_run(engine, small, "second")
     assert jobs.get(engine, job.id).message == "done"
