@@ -199,6 +199,9 @@ def constant(catalog: dict[str, Connection], text: Json) -> Answer:
         ("T_DISJOINT(INTERVAL('..','2018-01-01'), INTERVAL('2018-01-02','..'))", True),
         ("T_FINISHES(INTERVAL('2018-01-02','..'), INTERVAL('2018-01-01','..'))", True),
         ("T_EQUALS(INTERVAL('..','..'), INTERVAL('..','..'))", True),
+        ("T_INTERSECTS(TIMESTAMP('9999-12-31T23:59:59Z'), INTERVAL('2018-01-01','..'))", True),
+        ("T_INTERSECTS(TIMESTAMP('0001-01-01T00:00:00Z'), INTERVAL('..','2018-01-01'))", True),
+        ("T_EQUALS(INTERVAL('2018-01-01','..'), INTERVAL('2018-01-01','9999-12-31'))", False),
         # arrays are sets
         ("A_CONTAINS((1, 2, 'a'), ('a', 2))", True),
         ("A_CONTAINS((1, 2), ('1'))", False),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from sqlalchemy import Engine
 
 from firnline.api import paging
 from firnline.api.app import create_app
+from firnline.api.area import from_bbox
 from firnline.api.matched import Matched
 from firnline.api.paging import Place
-from firnline.api.searches import Cursor, Search, Way
+from firnline.api.searches import Cursor, Search, SortKey, Way
 from firnline.database import ItemRow, retire_items, writing
 from firnline.errors import TokenError
 from firnline.settings import Settings
@@ -120,6 +122,25 @@ class TestToken:
             paging.decode(token, Search(), self.KEY)
         with pytest.raises(TokenError):
             paging.decode(token, self.SEARCH, paging.key_for("sqlite:///y"))
+
+    def test_all_that_is_asked_is_sealed_but_the_page(self) -> None:
+        token = paging.encode(self.PLACE, self.SEARCH, self.KEY)
+        others: dict[str, Any] = {
+            "collections": ("subsets",),
+            "ids": ("a",),
+            "area": from_bbox([0, 70, 1, 71]),
+            "start": NEW_YEAR,
+            "end": NEW_YEAR,
+            "filter": False,
+            "words": ("ice",),
+            "order": (SortKey("id"),),
+        }
+        assert {field.name for field in fields(Search)} == others.keys() | {"limit", "after"}
+        for name, value in others.items():
+            with pytest.raises(TokenError):
+                paging.decode(token, replace(self.SEARCH, **{name: value}), self.KEY)
+        same = replace(self.SEARCH, limit=99, after=self.PLACE.cursor)
+        assert paging.decode(token, same, self.KEY) == self.PLACE
 
     def test_any_changed_bit_is_noticed(self) -> None:
         token = paging.encode(self.PLACE, self.SEARCH, self.KEY)
