@@ -99,10 +99,11 @@ class PostgresServer:
             connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(tables))
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """A new database; its name."""
+    def database(self, *, english: bool = False) -> Iterator[str]:
+        """A new database; its name. By the server's locale, or with the order of English text."""
         name = f"firnline_test_{uuid.uuid4().hex[:12]}"
-        self.run("CREATE DATABASE {} TEMPLATE template0", name)
+        order = " LOCALE_PROVIDER icu ICU_LOCALE 'en-US'" if english else ""
+        self.run(f"CREATE DATABASE {{}} TEMPLATE template0{order}", name)
         try:
             yield name
         finally:
