@@ -512,7 +512,7 @@ class TestTogether:
         size = (root / "v/c/0/0/0").stat().st_size
         for gap, most, requests in ((1 << 20, 1 << 20, 1), (0, size // 3, 3), (0, 1, 11)):
             monkeypatch.setattr("firnline.chunks._GAP", gap)
-            monkeypatch.setattr("firnline.chunks._RUN", most)
+            monkeypatch.setattr("firnline.chunks.LONGEST_RUN", most)
             reader = ChunkReader(source)
             server.clear()
             groups = reader.together(found, indices)
