@@ -163,7 +163,7 @@ def by_firnline(context: dict[str, Any], area: dict[str, Any] = WINDOW) -> np.nd
     """Through the reader that a materialisation uses, those of one shard together."""
     from firnline import chunks as reading
     from firnline.cache.chunk_cache import ChunkCache
-    from firnline.cache.fetch import Counts
+    from firnline.cache.counts import Counts
     from firnline.cube import read_cube
     from firnline.source import Source
 

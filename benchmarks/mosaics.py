@@ -27,7 +27,7 @@ from rasterio.windows import Window
 
 from firnline.cache.chunk_cache import ChunkCache
 from firnline.cache.cog_reader import RemoteCog
-from firnline.cache.fetch import Counts
+from firnline.cache.counts import Counts
 from firnline.indexer.mirror import MirrorServer
 
 ROWS, COLUMNS = slice(1000, 1260), slice(900, 1250)

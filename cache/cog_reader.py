@@ -17,7 +17,7 @@ from affine import Affine
 from pyproj import CRS
 from pyproj.exceptions import CRSError as ProjError
 
-from firnline.cache.fetch import Counts
+from firnline.cache.counts import Counts
 from firnline.chunks import Keeper, Kept
 from firnline.errors import FirnlineError, SourceChangedError, SourceCorruptError
 from firnline.source import Source

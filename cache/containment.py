@@ -23,8 +23,8 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Engine, func, literal, select
 
 from firnline.cache import eviction, store
+from firnline.cache.counts import Counts
 from firnline.cache.drafts import RECORD
-from firnline.cache.fetch import Counts
 from firnline.cache.kept_cubes import load_cube
 from firnline.cache.places import Place, generation_place
 from firnline.cache.plan import SHARD_TIME, Plan, Tile, by_coverage, choose_crs, make_plan

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -21,10 +21,12 @@ from firnline.cache import drafts, jobs, mosaic_products, products, store
 from firnline.cache.chunk_cache import chunk_folder, open_chunk_cache
 from firnline.cache.composite_store import check_periods, planned_periods, write_composites
 from firnline.cache.containment import Container, StoredTiles, find_container
+from firnline.cache.counts import Counts
 from firnline.cache.drafts import Draft, Manifest
 from firnline.cache.executors import tile_executor
-from firnline.cache.fetch import Counts, Fetcher
+from firnline.cache.fetch import Fetcher
 from firnline.cache.former import Former, dated, find_former
+from firnline.cache.head_start import HeadStart
 from firnline.cache.jobs import Job
 from firnline.cache.kept_cubes import keep_cubes
 from firnline.cache.memory import give_back, is_short, shares
@@ -34,11 +36,18 @@ from firnline.cache.new_store import create_pairs
 from firnline.cache.places import Stored
 from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
-from firnline.cache.sources import CubeItem, OpenCube, find_cubes, indexed_cubes, open_cube
+from firnline.cache.sources import CubeItem, OpenCube, Opening, find_cubes, indexed_cubes
 from firnline.cache.strain_store import write_strain
 from firnline.cache.tiles import TileTask, TileWriter, do_tile, in_order
-from firnline.errors import JobDismissedError, JobLostError, SourceChangedError
+from firnline.errors import (
+    InputError,
+    JobDismissedError,
+    JobLostError,
+    SourceChangedError,
+    SourceError,
+)
 from firnline.items import MOSAICS
+from firnline.pairs import EVERY_PAIR
 from firnline.settings import Settings
 from firnline.source import Source
 
@@ -70,12 +79,24 @@ def plan_request(
 
 
 def plan_cubes(
-    engine: Engine, settings: Settings, request: Request, *, only_plan: bool = False
+    engine: Engine,
+    settings: Settings,
+    request: Request,
+    *,
+    only_plan: bool = False,
+    begin: Callable[[Plan], None] | None = None,
 ) -> Plan:
     """Plan a request of image pairs: reads the cubes' metadata and 1-D arrays.
 
-    A plan that is not carried out (`only_plan`) comes from the index of pairs, without the
-    network, where all of its cubes are in it.
+    Parameters
+    ----------
+    only_plan
+        It will not be carried out: then it comes from the index of pairs, without the network,
+        where all of its cubes are in it.
+    begin
+        Is given, as soon as the source chunks are known, a plan that has these but not its layers:
+        before the network is asked where the cubes are in the index of pairs, else when the
+        variables are there that the request's filters look at.
 
     Raises
     ------
@@ -83,37 +104,66 @@ def plan_cubes(
     """
     crs = choose_crs(request, find_cubes(engine, request))
     chosen = by_coverage(request, crs, find_cubes(engine, request, window=crs))
-    cubes = None
-    if only_plan:
-        cubes = indexed_cubes(engine, request, chosen, settings.allowed_sources)
-    if cubes is None:
-        cubes = _open_cubes(settings, chosen, request, only_plan=only_plan)
-    plan = make_plan(
-        request,
-        crs,
-        cubes,
-        memory_limit=settings.memory_limit,
-        max_bytes=settings.max_job_bytes,
-    )
+
+    def plan_of(cubes: Sequence[OpenCube], unmerged: int = 1) -> Plan:
+        return make_plan(
+            request,
+            crs,
+            cubes,
+            memory_limit=settings.memory_limit,
+            max_bytes=settings.max_job_bytes * unmerged,
+        )
+
+    def sketch(cubes: Sequence[OpenCube]) -> None:
+        if begin is not None:
+            begin(plan_of(cubes, unmerged=len(cubes)))  # the same pair in each makes layers of it
+
+    where = request.pair_filter if only_plan else EVERY_PAIR
+    known = indexed_cubes(engine, chosen, settings.allowed_sources, where)
+    # errors of pairs are not in the index
+    enough = known if request.max_error is None else None
+    if only_plan and enough is not None:
+        plan = plan_of(enough)
+    else:
+        cubes = _read_cubes(
+            settings, request, chosen, known, enough, sketch, only_plan=only_plan
+        )
+        plan = plan_of(cubes)
     check_periods(plan, settings.max_job_bytes)
     return plan
 
 
-def _open_cubes(
-    settings: Settings, chosen: Sequence[CubeItem], request: Request, *, only_plan: bool
+def _read_cubes(
+    settings: Settings,
+    request: Request,
+    chosen: Sequence[CubeItem],
+    known: Sequence[OpenCube] | None,
+    enough: Sequence[OpenCube] | None,
+    sketch: Callable[[Sequence[OpenCube]], None],
+    *,
+    only_plan: bool,
 ) -> list[OpenCube]:
     # some fifty small arrays a cube, of which latency is all that they cost
     at_once = settings.concurrency * min(len(chosen), _OPENERS)
     requests = ThreadPoolExecutor(at_once, thread_name_prefix="open")
     roots = {"allowed": settings.allowed_sources, "signed": settings.signed_sources}
     keeper = open_chunk_cache(settings)
+
+    def open_cube(cube: CubeItem, known: OpenCube | None) -> Opening:
+        source = Source(cube.href, **roots)
+        return Opening(
+            cube, source, requests, keeper, request=request, only_plan=only_plan, known=known
+        )
+
     with requests, ThreadPoolExecutor(_OPENERS, thread_name_prefix="cube") as openers:
-
-        def opened(cube: CubeItem) -> OpenCube:
-            source = Source(cube.href, **roots)
-            return open_cube(cube, source, requests, keeper, request=request, only_plan=only_plan)
-
-        return list(openers.map(opened, chosen))
+        opening = openers.map(open_cube, chosen, known or [None] * len(chosen))
+        if enough is not None:
+            with suppress(InputError, SourceError):  # the index may be behind: cubes decide
+                sketch(enough)
+        cubes = list(opening)
+        if enough is None:
+            sketch([cube.sketch() for cube in cubes])
+        return [cube.result() for cube in cubes]
 
 
 def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
@@ -141,15 +191,30 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
     request = Request.parse(job.request, settings)
     pulse.say(0, "reading the sources' metadata")
     began = time.monotonic()
-    plan: Plan | MosaicPlan
-    if request.collection == MOSAICS:
-        plan, container = plan_mosaics(engine, settings, request), None
-    else:
-        plan, container = find_container(engine, settings, request) or (
-            plan_cubes(engine, settings, request),
-            None,
-        )
-    pulse.check()
+    with HeadStart(settings, job) as start:
+        plan: Plan | MosaicPlan
+        if request.collection == MOSAICS:
+            plan, container = plan_mosaics(engine, settings, request), None
+        else:
+            plan, container = find_container(engine, settings, request) or (
+                plan_cubes(engine, settings, request, begin=start.begin),
+                None,
+            )
+        pulse.check()
+        _carry_out(engine, settings, job, pulse, plan, container, start, began)
+    return request.subset_id
+
+
+def _carry_out(
+    engine: Engine,
+    settings: Settings,
+    job: Job,
+    pulse: Pulse,
+    plan: Plan | MosaicPlan,
+    container: Container | None,
+    start: HeadStart,
+    began: float,
+) -> None:
     composited = isinstance(plan, Plan) and bool(planned_periods(plan))
     with drafts.begin(engine, settings, job, plan, composited=composited) as draft:
         if isinstance(plan, MosaicPlan):
@@ -164,19 +229,20 @@ def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> 
                     draft.new = False
                 plan = plan.lean()
             give_back()  # what reading the cubes took
-            manifests = _run_tiles(engine, settings, job, plan, draft, pulse, container, before)
+            manifests = _run_tiles(
+                engine, settings, job, plan, draft, pulse, container, before, start
+            )
             elsewhere = _put_elsewhere(manifests)
             made = _from_pairs(settings, plan, draft, manifests, elsewhere, pulse, began, container)
         pulse.check()
         generation, size = draft.publish(elsewhere, pulse.check)
         made = products.with_record(made, size)
         try:
-            products.register(engine, job, request, made, generation)
+            products.register(engine, job, plan.request, made, generation)
         except (JobDismissedError, JobLostError):
             draft.withdraw()
             raise
         draft.clear()
-    return request.subset_id
 
 
 def _from_pairs(
@@ -272,6 +338,7 @@ def _run_tiles(
     pulse: Pulse,
     container: Container | None,
     before: Container | None,
+    start: HeadStart,
 ) -> list[Manifest]:
     """Do every tile that is not done, and note each that is; what is noted of all."""
     todo = [tile for tile in plan.tiles if tile.index not in draft.done]
@@ -286,7 +353,7 @@ def _run_tiles(
     elsewhere = tile_executor(settings) if container is None else nullcontext()
     with elsewhere as executor:
         run = (
-            _here(settings, plan, todo, draft, pulse, container, before, tell)
+            _here(settings, plan, todo, draft, pulse, container, before, start, tell)
             if executor is None
             else _by(executor, settings, plan, todo, draft, pulse)
         )
@@ -307,6 +374,7 @@ def _here(
     pulse: Pulse,
     container: Container | None,
     before: Container | None,
+    start: HeadStart,
     tell: Callable[[float, float], None],
 ) -> Generator[Finished, None, None]:
     """Do tiles in this process, by one pipeline."""
@@ -320,6 +388,7 @@ def _here(
             concurrency=settings.concurrency,
             memory=shares(settings.memory_limit),
             keeper=open_chunk_cache(settings) or (Former(plan, before) if before else None),
+            earlier=start.requests,
         )
     )
     out = TileWriter(plan, draft.subset, draft.tiles, fetcher.processors)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from firnline.cache import products, store
+from firnline.cache.counts import Counts
 from firnline.cache.drawing import draw
-from firnline.cache.fetch import Counts
 from firnline.cache.mosaic_store import FIELDS, METHOD, TREND_FIELDS, trend_period
 from firnline.cache.mosaics import MosaicPlan
 from firnline.cache.periods import period_label

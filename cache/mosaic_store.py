@@ -15,7 +15,7 @@ import numpy as np
 from firnline.cache import composite_store, store
 from firnline.cache.chunk_cache import open_chunk_cache
 from firnline.cache.cog_reader import RemoteCog
-from firnline.cache.fetch import Counts
+from firnline.cache.counts import Counts
 from firnline.cache.mosaics import MosaicItem, MosaicPlan, PlacedMosaic, open_cog
 from firnline.cache.new_store import create_fields
 from firnline.cache.periods import Period, as_arrays

@@ -25,7 +25,7 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Engine
 
 from firnline.cache.cog_reader import RemoteCog
-from firnline.cache.fetch import Counts
+from firnline.cache.counts import Counts
 from firnline.cache.periods import Period
 from firnline.cache.request import Request
 from firnline.cache.sources import find_items

@@ -19,8 +19,8 @@ from sqlalchemy import Engine
 
 from firnline.cache import composite_store, jobs, store
 from firnline.cache.containment import Container
+from firnline.cache.counts import Counts
 from firnline.cache.drawing import draw
-from firnline.cache.fetch import Counts
 from firnline.cache.jobs import Job
 from firnline.cache.periods import Period, period_label
 from firnline.cache.places import Stored

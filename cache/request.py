@@ -38,6 +38,7 @@ from firnline.errors import (
     TooLargeError,
 )
 from firnline.items import MOSAICS
+from firnline.pairs import PairFilter
 from firnline.settings import Settings
 
 # Part of every key: raised when the same request would be answered with different data.
@@ -307,6 +308,11 @@ class Request(BaseModel):
         if self.bbox is not None:
             return _bbox_area(self.bbox, geographic)
         return _geometry_area(self.geometry or {}, geographic)
+
+    @cached_property
+    def pair_filter(self) -> PairFilter:
+        """What the index of pairs is asked for; it does not have their errors (`max_error`)."""
+        return PairFilter(*self.interval, self.satellites, self.dt_days, self.min_valid)
 
     @cached_property
     def interval(self) -> tuple[dt.datetime | None, dt.datetime | None]:

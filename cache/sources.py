@@ -159,18 +159,13 @@ def _cube_item(content: Mapping[str, Any]) -> CubeItem:
 
 
 def indexed_cubes(
-    engine: Engine, request: Request, chosen: Sequence[CubeItem], allowed: Sequence[str]
+    engine: Engine, chosen: Sequence[CubeItem], allowed: Sequence[str], where: PairFilter
 ) -> list[OpenCube] | None:
     """The cubes from the index of pairs, without the network; None unless all of them are in it.
 
-    None as well where the request asks for what the index does not have: the pairs' errors.
-
-    Enough to plan with, not to materialise: of the pairs that the request does not want there is
-    only the number, and of the others only what its filters look at.
+    Enough to plan with, not to materialise: of the pairs outside of `where` there is only the
+    number, and of the others only what a request's filters look at, but for the pairs' errors.
     """
-    if request.max_error is not None:
-        return None
-    where = PairFilter(*request.interval, request.satellites, request.dt_days, request.min_valid)
     with reading(engine) as connection:
         rows = {
             row.id: row
@@ -243,27 +238,42 @@ def columns_read(
     used = {*whole, "granule_url"}
     if not only_plan:
         used |= {*_NEEDED, "vx_error", "vy_error"}
-    if request.dt_days is not None:
-        used.add("date_dt")
-    if request.satellites:
-        used |= {f"{part}_img{n}" for part in ("mission", "satellite") for n in "12"}
-    if request.max_error is not None:
-        used |= {"vx_error", "vy_error"}
-    if request.min_valid is not None:
-        used.add("roi_valid_percentage")
+    used |= _looked_at(request)
     return [name for name in columns if name in used]
 
 
-def open_cube(
-    item: CubeItem,
-    source: Source,
-    executor: Executor,
-    keeper: Keeper | None = None,
-    *,
-    request: Request | None = None,
-    only_plan: bool = False,
-) -> OpenCube:
-    """Read a cube's metadata, coordinates and 1-D variables, its requests on `executor`.
+def _looked_at(request: Request | None) -> set[str]:
+    """The variables that a request's filters look at, beside the time."""
+    if request is None:
+        return set()
+    names = set()
+    if request.dt_days is not None:
+        names.add("date_dt")
+    if request.satellites:
+        names |= {f"{part}_img{n}" for part in ("mission", "satellite") for n in "12"}
+    if request.max_error is not None:
+        names |= {"vx_error", "vy_error"}
+    if request.min_valid is not None:
+        names.add("roi_valid_percentage")
+    return names
+
+
+class Opening:
+    """A cube that is being read: its metadata has come, its arrays are under way.
+
+    Parameters
+    ----------
+    item, source
+        The cube.
+    executor
+        Where its requests are done.
+    keeper
+        Where chunks are kept.
+    request, only_plan
+        What of it is read, see :func:`columns_read`.
+    known
+        The cube as the index of pairs has it, all pairs of it: where that is of its present
+        version, their granules are not read again, the largest of its arrays.
 
     Of the variables those that :func:`columns_read` names.
 
@@ -271,50 +281,106 @@ def open_cube(
     ------
     SourceMissingError
         There is no cube at its address.
-    SourceChangedError
-        Its metadata and its arrays are of two states of it.
     SourceUnreachableError, SourceCorruptError
     """
-    layout = read_cube(source)
-    reader = ChunkReader(source, version=layout.etag, keeper=keeper)
-    time = layout.time
-    reads: dict[str, Callable[[], Raw]] = {}
-    for name in columns_read(layout, request, only_plan=only_plan):
-        reduce = basenames if name == "granule_url" else None
-        needed = name in ("x", "y", time, *_NEEDED)
-        reads[name] = read_array(reader, layout.arrays[name], executor, reduce, needed=needed)
-    try:
-        read = {name: result() for name, result in reads.items()}
-    except SourceCorruptError:
-        reader.confirm()  # it isn't damage where it is another cube by now
-        raise
-    if reader.uncertain:
-        reader.confirm()
-    for name in ("x", "y"):
-        if len(read[name]) < 2 or not np.ptp(np.diff(read[name])) < 1e-3:
-            raise SourceCorruptError(f"{source.url}: {name} is not an evenly spaced axis")
-    mapping = layout.arrays.get("mapping")
-    stated = None if mapping is None else mapping.attributes.get("spatial_epsg")
-    if isinstance(stated, int) and f"EPSG:{stated}" != item.crs:
-        raise SourceCorruptError(
-            f"{source.url} is in EPSG:{stated}; the catalog has it in {item.crs}: harvest it anew"
+
+    def __init__(
+        self,
+        item: CubeItem,
+        source: Source,
+        executor: Executor,
+        keeper: Keeper | None = None,
+        *,
+        request: Request | None = None,
+        only_plan: bool = False,
+        known: OpenCube | None = None,
+    ) -> None:
+        self._item, self._source = item, source
+        self._layout = read_cube(source)
+        self._reader = ChunkReader(source, version=self._layout.etag, keeper=keeper)
+        self._coordinates = ("x", "y", self._layout.time)
+        names = columns_read(self._layout, request, only_plan=only_plan)
+        looked_at = _looked_at(request)
+        self._first = [name for name in names if name in {*self._coordinates, *looked_at}]
+        self._granule = None
+        if known is not None and self._layout.etag and known.layout.etag == self._layout.etag:
+            self._granule = known.granule
+            names.remove("granule_url")
+        names.sort(key=lambda name: name not in self._first)
+        self._reads: dict[str, Callable[[], Raw]] = {
+            name: read_array(
+                self._reader,
+                self._layout.arrays[name],
+                executor,
+                basenames if name == "granule_url" else None,
+                needed=name in (*self._coordinates, *_NEEDED),
+            )
+            for name in names
+        }
+
+    def sketch(self) -> OpenCube:
+        """The cube with what the request's filters look at, and blank granules: they come later.
+
+        Raises
+        ------
+        SourceUnreachableError, SourceCorruptError, SourceChangedError
+        """
+        read = self._read(self._first)
+        return self._cube(read, np.zeros(len(read[self._layout.time]), "S1"))
+
+    def result(self) -> OpenCube:
+        """The cube with all of its coordinates and image pairs.
+
+        Raises
+        ------
+        SourceChangedError
+            Its metadata and its arrays are of two states of it.
+        SourceMissingError
+            It has no granules, by which pairs are told apart.
+        SourceUnreachableError, SourceCorruptError
+        """
+        read = self._read(self._reads)
+        if self._reader.uncertain:
+            self._reader.confirm()
+        granule = read.pop("granule_url", self._granule)
+        if granule is None:
+            raise SourceMissingError(
+                f"{self._source.url} has no granule_url, by which pairs are told apart"
+            )
+        return self._cube(read, granule)
+
+    def _read(self, names: Iterable[str]) -> dict[str, Raw]:
+        try:
+            return {name: self._reads[name]() for name in names}
+        except SourceCorruptError:
+            self._reader.confirm()  # it isn't damage where it is another cube by now
+            raise
+
+    def _cube(self, read: dict[str, Raw], granule: Raw) -> OpenCube:
+        url, layout = self._source.url, self._layout
+        for name in ("x", "y"):
+            if len(read[name]) < 2 or not np.ptp(np.diff(read[name])) < 1e-3:
+                raise SourceCorruptError(f"{url}: {name} is not an evenly spaced axis")
+        mapping = layout.arrays.get("mapping")
+        stated = None if mapping is None else mapping.attributes.get("spatial_epsg")
+        if isinstance(stated, int) and f"EPSG:{stated}" != self._item.crs:
+            raise SourceCorruptError(
+                f"{url} is in EPSG:{stated}; the catalog has it in {self._item.crs}: "
+                "harvest it anew"
+            )
+        mid_date = instants(read.pop(layout.time), layout.arrays[layout.time])
+        layout = _in_days(layout, read)
+        return OpenCube(
+            id=self._item.id,
+            crs=self._item.crs,
+            source=self._source,
+            layout=layout,
+            x=read.pop("x"),
+            y=read.pop("y"),
+            mid_date=mid_date,
+            granule=granule,
+            per_pair=read,
         )
-    granule = read.pop("granule_url", None)
-    if granule is None:
-        raise SourceMissingError(f"{source.url} has no granule_url, by which pairs are told apart")
-    mid_date = instants(read.pop(time), layout.arrays[time])
-    layout = _in_days(layout, read)
-    return OpenCube(
-        id=item.id,
-        crs=item.crs,
-        source=source,
-        layout=layout,
-        x=read.pop("x"),
-        y=read.pop("y"),
-        mid_date=mid_date,
-        granule=granule,
-        per_pair=read,
-    )
 
 
 def _in_days(layout: Cube, read: dict[str, Raw]) -> Cube:

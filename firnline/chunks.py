@@ -125,7 +125,7 @@ class ChunkReader:
         counter: Counter | None = None,
     ) -> None:
         self.source = source
-        self._version = version
+        self.version = version
         self._keeper = keeper if source.remote else None
         self._counter = counter
         self._turns = Turns()
@@ -236,10 +236,10 @@ class ChunkReader:
         self._uncertain = False
         self._count(0)
         try:
-            blob = read_metadata(self.source, self._version)
+            blob = read_metadata(self.source, self.version)
         except SourceMissingError:
             raise SourceMissingError(f"{self.source.url} has gone while it was read") from None
-        if blob is not None and self._version is not None:
+        if blob is not None and self.version is not None:
             raise SourceChangedError(f"{self.source.url} has changed while it was read")
 
     @property
@@ -255,7 +255,7 @@ class ChunkReader:
         is asked for each time: a 404 by mistake must not outlive the mistake.
         """
         kept = None if self._keeper is None or again else self._keeper.read(self._key(name))
-        if kept is not None and self._version is not None and kept.version == self._version:
+        if kept is not None and self.version is not None and kept.version == self.version:
             self._reuse()
             return kept
         try:
@@ -271,10 +271,10 @@ class ChunkReader:
             if kept.since is not None:
                 self._reuse()
                 return kept
-            found = Kept(kept.data, kept.etag, self._version)
+            found = Kept(kept.data, kept.etag, self.version)
         else:
             self._count(memoryview(blob.data).nbytes)
-            found = Kept(blob.data, blob.etag, self._version)
+            found = Kept(blob.data, blob.etag, self.version)
         self._keep(name, found)
         return found
 
@@ -308,7 +308,7 @@ class ChunkReader:
                 for offset, length in table.within(start, end):  # those in the gaps, too
                     part = found[offset, length] = view[offset - start :][:length]
                     if table.etag is not None:
-                        kept = Kept(part, table.etag, self._version)
+                        kept = Kept(part, table.etag, self.version)
                         self._keep(_part(path, (offset, length)), kept)
         return found
 

@@ -23,7 +23,7 @@ from firnline.cache import jobs, worker
 from firnline.cache.opening import subset_place
 from firnline.cache.plan import make_plan
 from firnline.cache.request import Request
-from firnline.cache.sources import CubeItem, OpenCube, find_cubes, open_cube
+from firnline.cache.sources import CubeItem, OpenCube, Opening, find_cubes
 from firnline.cube import Array, Cube
 from firnline.errors import NoCoverageError, SourceCorruptError, TooLargeError
 from firnline.indexer.flow import FlowField
@@ -165,9 +165,8 @@ def cube(made: Mirror, tmp_path: Path) -> Path:
 def opened(path: Path) -> OpenCube:
     item = CubeItem("cube", "", "EPSG:3413", box(-171_200, -2_281_200, -168_800, -2_278_800), 16)
     with ThreadPoolExecutor(2) as executor:
-        return open_cube(
-            item, Source(path.as_uri(), allowed=(f"{path.parent.as_uri()}/",)), executor
-        )
+        source = Source(path.as_uri(), allowed=(f"{path.parent.as_uri()}/",))
+        return Opening(item, source, executor).result()
 
 
 def plan(cube: OpenCube) -> Any:

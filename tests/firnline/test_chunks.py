@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from firnline.arrays import instants, read_array
-from firnline.cache.fetch import Counts
+from firnline.cache.counts import Counts
 from firnline.chunks import ChunkReader, Kept, Turns
 from firnline.cube import Array, Cube, parse_cube, read_cube, read_metadata
 from firnline.errors import (
