@@ -125,9 +125,7 @@ def plan_cubes(
     if only_plan and enough is not None:
         plan = plan_of(enough)
     else:
-        cubes = _read_cubes(
-            settings, request, chosen, known, enough, sketch, only_plan=only_plan
-        )
+        cubes = _read_cubes(settings, request, chosen, known, enough, sketch, only_plan=only_plan)
         plan = plan_of(cubes)
     check_periods(plan, settings.max_job_bytes)
     return plan

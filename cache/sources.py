@@ -275,8 +275,6 @@ class Opening:
         The cube as the index of pairs has it, all pairs of it: where that is of its present
         version, their granules are not read again, the largest of its arrays.
 
-    Of the variables those that :func:`columns_read` names.
-
     Raises
     ------
     SourceMissingError
@@ -305,7 +303,7 @@ class Opening:
         self._granule = None
         if known is not None and self._layout.etag and known.layout.etag == self._layout.etag:
             self._granule = known.granule
-            names.remove("granule_url")
+            names = [name for name in names if name != "granule_url"]
         names.sort(key=lambda name: name not in self._first)
         self._reads: dict[str, Callable[[], Raw]] = {
             name: read_array(
