@@ -72,7 +72,7 @@ def expected_bytes(plan: Plan) -> int:
 def _columns(plan: Plan, cube: OpenCube) -> list[Array]:
     """What is read of a cube before its velocities; not what turning its errors has added."""
     names = columns_read(cube.layout, plan.request)
-    if cube.read_at is not None:  # the index has them
+    if cube.named:
         names = [name for name in names if name != "granule_url"]
     return [cube.layout.arrays[name] for name in names if name != COVARIANCE]
 

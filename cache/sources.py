@@ -77,6 +77,8 @@ class OpenCube:
     per_pair: Mapping[str, Raw]
     read_at: datetime | None = None
     """When the catalog's index read it; None: read for this plan."""
+    named: bool = False
+    """Whether its granules are those of the index of pairs, and need not be read."""
 
     @property
     def pairs(self) -> int:
@@ -218,6 +220,7 @@ def _indexed_cube(
         granule=column("granule", np.array(b"", "S1")),
         per_pair=per_pair,
         read_at=row.read_at,
+        named=True,
     )
 
 
@@ -304,7 +307,7 @@ class Opening:
         if known is not None and self._layout.etag and known.layout.etag == self._layout.etag:
             self._granule = known.granule
             names = [name for name in names if name != "granule_url"]
-        names.sort(key=lambda name: name not in self._first)
+        self._names = names
         self._reads: dict[str, Callable[[], Raw]] = {
             name: read_array(
                 self._reader,
@@ -313,7 +316,7 @@ class Opening:
                 basenames if name == "granule_url" else None,
                 needed=name in (*self._coordinates, *_NEEDED),
             )
-            for name in names
+            for name in sorted(names, key=lambda name: name not in self._first)
         }
 
     def sketch(self) -> OpenCube:
@@ -337,7 +340,7 @@ class Opening:
             It has no granules, by which pairs are told apart.
         SourceUnreachableError, SourceCorruptError
         """
-        read = self._read(self._reads)
+        read = self._read(self._names)
         if self._reader.uncertain:
             self._reader.confirm()
         granule = read.pop("granule_url", self._granule)
@@ -378,6 +381,7 @@ class Opening:
             mid_date=mid_date,
             granule=granule,
             per_pair=read,
+            named=self._granule is not None,
         )
 
 

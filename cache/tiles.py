@@ -23,7 +23,7 @@ from firnline.cache import store
 from firnline.cache.chunk_cache import chunk_cache
 from firnline.cache.composite_store import composite_tile, keep_tile, planned_periods
 from firnline.cache.fetch import Fetcher
-from firnline.cache.memory import give_back, shares, use_one_heap
+from firnline.cache.memory import give_back, settle, shares
 from firnline.cache.places import Place, Stored, writer
 from firnline.cache.plan import Plan, Tile
 from firnline.errors import StoreError
@@ -114,7 +114,7 @@ def do_tile(task: TileTask) -> tuple[dict[str, int], dict[str, Stored]]:
     ------
     SourceError, StoreError
     """
-    use_one_heap()
+    settle()
     plan = _plan(task.plan, task.digest)
     tile = plan.tiles[task.tile]
     fetcher = Fetcher(

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from firnline.cache import drafts, eviction, jobs
 from firnline.cache.jobs import Job
 from firnline.cache.materialise import materialise
-from firnline.cache.memory import use_one_heap
+from firnline.cache.memory import settle
 from firnline.errors import (
     ConflictError,
     DatabaseError,
@@ -122,7 +122,7 @@ def run_next(
     if job is None:
         return False
     stop = stop or threading.Event()
-    use_one_heap()
+    settle()
     say = log.bind(job=job.id, attempt=job.attempt)
     say.info("job claimed")
     try:

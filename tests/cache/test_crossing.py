@@ -394,6 +394,11 @@ def test_a_dry_run_from_the_index_names_what_is_resampled(
     summary = plan_request(engine, settings, request, only_plan=True).summary()
     assert bucket[0].requests == []
     del summary["index_of"]
+    # the index has the granules
+    assert before.pop("requests_expected") - summary.pop("requests_expected") == len(
+        bucket[1].cubes
+    )
+    assert before.pop("bytes_expected") > summary.pop("bytes_expected")
     assert summary == before
 
 
