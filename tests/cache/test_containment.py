@@ -22,8 +22,9 @@ from firnline.cache.plan import PairTable, _table
 from firnline.cache.request import Request
 from firnline.cache.sources import OpenCube
 from firnline.database import connect, get_item, reading, writing
+from firnline.indexer.cubes import deepen
 from firnline.settings import Settings
-from firnline.tables import subsets
+from firnline.tables import cubes, subsets
 
 AREA = {"bbox": (0.0, 0.0, 1e4, 1e4), "crs": "EPSG:3413"}
 
@@ -235,6 +236,18 @@ def test_what_can_not_answer_does_not(
     elif why == "itself":
         inputs = {**OUTER, "bbox": sample.mirror.aoi}
     assert find_container(engine, settings, Request.parse(inputs, settings)) is None
+
+
+def test_a_cube_that_a_deep_harvest_found_changed_is_asked(
+    sample: Any, engine: Engine, settings: Settings, outer: Request
+) -> None:
+    """Though no one has marked the subset stale yet."""
+    inner = Request.parse({**OUTER, "bbox": window(sample, 0.4, 0.4, 0.6, 0.6)}, settings)
+    assert deepen(engine, settings).failed == 0
+    assert find_container(engine, settings, inner) is not None
+    with writing(engine) as connection:
+        connection.execute(update(cubes).values(etag='"another"'))
+    assert find_container(engine, settings, inner) is None
 
 
 def test_a_subset_that_goes_away_while_it_is_read(
