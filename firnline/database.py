@@ -34,6 +34,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from firnline import functions
+from firnline.contents import pack
 from firnline.errors import DatabaseError, InputError
 from firnline.tables import (
     LIVING,
@@ -238,7 +239,7 @@ def put_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
             [row.source for row in batch],
             [now] * len(batch),
             shapely.to_wkb(footprints).tolist(),
-            [row.content for row in batch],
+            [pack(row.content) for row in batch],
         ]
         put(connection, columns, footprints)
 

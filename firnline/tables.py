@@ -35,6 +35,7 @@ from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
+from firnline.contents import pack, unpack
 from firnline.properties import INDEXED_NUMBERS, INDEXED_WORDS, Number, Word
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,6 +62,21 @@ class Instant(TypeDecorator[datetime]):
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         """From microseconds."""
         return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+class Content(TypeDecorator[bytes]):
+    """The JSON of an item, compressed in the database (:mod:`firnline.contents`)."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> bytes | None:
+        """Compress."""
+        return None if value is None else pack(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> bytes | None:
+        """Decompress."""
+        return None if value is None else unpack(value)
 
 
 class FromWKB(FunctionElement[bytes]):
@@ -152,7 +168,7 @@ items = Table(
     Column("source", Text, nullable=False),  # the catalog or mosaic root it was harvested from
     Column("updated", Instant, nullable=False),
     Column("footprint", Footprint, nullable=False),
-    Column("content", LargeBinary, nullable=False),  # the item's JSON, ready to send, no links
+    Column("content", Content, nullable=False),  # the item's JSON, ready to send, no links
     UniqueConstraint("collection", "id"),
     Index("ix_items_source", "source"),
     Index("ix_items_footprint", "footprint", postgresql_using="gist").ddl_if(dialect="postgresql"),

@@ -27,6 +27,7 @@ from firnline.api.app import create_app
 from firnline.cache import jobs, worker
 from firnline.cache.opening import ask, subset_place
 from firnline.cache.request import Request
+from firnline.contents import unpack
 from firnline.database import connect, reading, writing
 from firnline.indexer.cubes import deepen
 from firnline.indexer.harvest import harvest
@@ -119,7 +120,7 @@ def make_old(url: str, revision: str, rows: dict[str, list[dict[str, Any]]]) -> 
 
 
 def rows_of(settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """All rows of an SQLite database, as they are stored."""
+    """All rows of an SQLite database, as versions before 0010 stored them."""
     engine = connect(settings.database)
     with reading(engine) as connection:
         names = [table.name for table in metadata.sorted_tables if table.name != "items_rtree"]
@@ -132,6 +133,8 @@ def rows_of(settings: Settings) -> dict[str, list[dict[str, Any]]]:
         }
         boxes = connection.exec_driver_sql("SELECT * FROM items_rtree").mappings()
         rows["items_rtree"] = [dict(row) for row in boxes]
+    for row in rows["items"]:
+        row["content"] = unpack(row["content"])
     engine.dispose()
     return rows
 
