@@ -43,7 +43,7 @@ EXACT = 6_000
 """Catalogs of at most so many items (ITS_LIVE's has 4,300) are always counted exactly."""
 SAMPLE = 400
 """Items in the sample: two standard errors are 5 % of the catalog, or less."""
-_SAMPLE_NEAR = 100  # of the boxes that the R*Tree found, most of which match
+_SAMPLE_NEAR = 50  # of the boxes that the R*Tree found, most of which match
 _LEAST_SHARE = 1 / 4  # of these that has to match, lest the newest be too few for the page
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples spread evenly, whatever order the items came in
 _PLACES = [round(n * _GOLDEN % 1, 6) for n in range(SAMPLE)]
