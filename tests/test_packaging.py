@@ -15,6 +15,7 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 FOLDERS = ("api", "cache", "indexer", "migrations")
+READ = {"firnline/py.typed", "firnline/typical_items.ndjson"}  # items are packed with the latter
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -81,7 +82,7 @@ def test_the_wheel_holds_firnline_and_nothing_else(wheel: Path, tracked: list[st
     expected.add("firnline/api/static/index.html")
     packed = {name for name in names if name.startswith("firnline/") and not name.endswith("/")}
     assert packed == expected
-    assert {"firnline/py.typed", "firnline/migrations/env.py", "firnline/cli/commands.py"} <= packed
+    assert {*READ, "firnline/migrations/env.py", "firnline/cli/commands.py"} <= packed
     assert any(name.startswith("firnline/migrations/versions/r0001") for name in packed)
     assert not [name for name in packed if "test" in name]
     assert "License-Expression: MIT" in about
