@@ -7,6 +7,7 @@ served over loopback by another process. Each method runs in a process of its ow
 a  xarray  ``open_dataset(chunks="auto")`` -> ``sel`` -> ``concat`` -> ``to_zarr``
 b  xarray  the same with the chunks of the source
 c  firnline  plan, fetch, stitch, write: the same variables; nothing kept from before
+i  firnline  as c, after a deep harvest: the cubes are in the index of image pairs
 d  firnline  with composites, strain rates, COGs, quicklook and provenance as well
 m  limit     the chunks that c needs, known beforehand: fetched by 16 threads, decoded by two, their
              windows copied, compressed as c does, written to one file; nothing else
@@ -14,9 +15,9 @@ r  limit     as m, after what no way can do without, since a plan is made from i
              metadata, then all their 1-D arrays, fetched by 16 threads and decoded by two
 
 `seconds` are those of the whole process but its start, libraries included; `work` those after the
-libraries are there, and `limit_ratio` is that of c's to m's, `read_ratio` to r's. `repeat_ms` is
-the same request again. Over a line of 200 Mbit/s with a latency of 100 ms, `line_ratio` is `work`
-to the time that the line takes for the chunks' bytes.
+libraries are there, `limit_ratio` that to m's, `read_ratio` to r's, `work_ratio` to a's.
+`repeat_ms` is the same request again. Over a line of 200 Mbit/s with a latency of 100 ms,
+`line_ratio` is `work` to the time that the line takes for the chunks' bytes.
 
 And where two CRSs meet: half of the area in a cube of EPSG:3413, half in one of UTM zone 22.
 
@@ -265,6 +266,7 @@ METHODS = {
     "a": lambda context: naive(context, "auto"),
     "b": lambda context: naive(context, {}),
     "c": lambda context: firnline(context, products=False),
+    "i": lambda context: firnline(context, products=False),
     "d": lambda context: firnline(context, products=True),
     "m": limit,
     "r": lambda context: limit(context, reading=True),
@@ -301,25 +303,28 @@ def main() -> None:
                 prepared = prepare(Path(folder), url, pairs=1_000 if options.quick else 8_000)
                 for period, dates in PERIODS.items():
                     rows = {}
-                    for method in METHODS if bandwidth is None else "cmr":
+                    for method in METHODS if bandwidth is None else "cimr":
                         out = str(Path(folder) / f"{method}-{latency}-{period}.zarr")
                         data = str(Path(folder) / f"{method}-{latency}-{period}")
                         context = prepared | {"period": dates, "out": out}
-                        context["settings"] = prepared["settings"] | {"data_dir": data}
+                        catalog = prepared["indexed" if method == "i" else "settings"]
+                        context["settings"] = catalog | {"data_dir": data}
                         if method in "mr":
                             context["known"] = known(context)
                         rows[method] = _measure.measure(
                             __file__, method, "--context", json.dumps(context)
                         )
-                        reset(prepared["settings"])
+                        reset(catalog)
                     for row in rows.values():
                         if bandwidth is not None:
                             row["line_ratio"] = row["work"] / (row["bytes"] / bandwidth)
                             continue
                         row["time_ratio"] = row["seconds"] / rows["a"]["seconds"]
+                        row["work_ratio"] = row["work"] / rows["a"]["work"]
                         row["memory_ratio"] = row["peak_mb"] / rows["a"]["peak_mb"]
-                    rows["c"]["limit_ratio"] = rows["c"]["work"] / rows["m"]["work"]
-                    rows["c"]["read_ratio"] = rows["c"]["work"] / rows["r"]["work"]
+                    for method in "ci":
+                        rows[method]["limit_ratio"] = rows[method]["work"] / rows["m"]["work"]
+                        rows[method]["read_ratio"] = rows[method]["work"] / rows["r"]["work"]
                     line = "" if bandwidth is None else f", {bandwidth * 8e-6:.0f} Mbit/s"
                     results[f"{period} of the time, {latency * 1e3:.0f} ms{line}"] = rows
         with _measure.served(Path(folder) / "crossing") as url:
@@ -346,7 +351,8 @@ def main() -> None:
     for name, rows in results.items():
         print(f"\n{name}")
         columns = {"seconds": ".2f", "work": ".2f", "cpu_seconds": ".2f", "peak_mb": ".0f"}
-        columns |= {"time_ratio": ".2f", "memory_ratio": ".2f", "requests": "d"}
+        columns |= {"time_ratio": ".2f", "work_ratio": ".2f", "memory_ratio": ".2f"}
+        columns |= {"requests": "d"}
         columns |= {"limit_ratio": ".2f", "read_ratio": ".2f", "line_ratio": ".2f"}
         _measure.table(rows, columns | {"repeat_ms": ".0f"})
 
@@ -354,6 +360,7 @@ def main() -> None:
 def prepare(folder: Path, url: str, *, pairs: int, crossing: bool = False) -> dict[str, Any]:
     """Write the mirror and harvest it; what the methods need to know."""
     from firnline.database import connect, migrate
+    from firnline.indexer.cubes import deepen
     from firnline.indexer.flow import FlowField
     from firnline.indexer.harvest import harvest
     from firnline.indexer.sample import write_scale_cubes, write_tiles
@@ -373,21 +380,21 @@ def prepare(folder: Path, url: str, *, pairs: int, crossing: bool = False) -> di
     else:
         mirror = write_scale_cubes(folder / "mirror", url, pairs=pairs, variables=VARIABLES)
         aoi = list(mirror.aoi)
-    database = folder / f"catalog-{url.rsplit(':', 1)[-1]}.db"
-    shared = {
-        "database_url": f"sqlite:///{database}",
-        "data_dir": str(folder),
-        "allowed_sources": [f"{url}/"],
-    }
-    settings = Settings(_env_file=None, log_level="ERROR", **shared)
-    engine = connect(settings.database)
-    migrate(engine)
-    harvest(engine, settings, [mirror.catalog_url], mosaics=False)
-    return {
-        "aoi": aoi,
-        "cubes": [mirror.url(cube) for cube in mirror.cubes],
-        "settings": shared,
-    }
+    found = {}
+    for name, deep in (("settings", False), ("indexed", True)):
+        database = folder / f"{name}-{url.rsplit(':', 1)[-1]}.db"
+        found[name] = {
+            "database_url": f"sqlite:///{database}",
+            "data_dir": str(folder),
+            "allowed_sources": [f"{url}/"],
+        }
+        settings = Settings(_env_file=None, log_level="ERROR", **found[name])
+        engine = connect(settings.database)
+        migrate(engine)
+        harvest(engine, settings, [mirror.catalog_url], mosaics=False, deep=deep)
+        if deep:
+            deepen(engine, settings)
+    return {"aoi": aoi, "cubes": [mirror.url(cube) for cube in mirror.cubes], **found}
 
 
 def reset(shared: dict[str, Any]) -> None:
