@@ -6,6 +6,7 @@ the index of image pairs at once, else from a few of these arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from firnline.cache.chunk_cache import open_chunk_cache
@@ -40,10 +41,12 @@ class HeadStart(AbstractContextManager["HeadStart"]):
         if self.requests is not None:
             self.requests.close()
 
-    def begin(self, plan: Plan) -> None:
-        """Ask for the first chunks of a plan that has them, but not yet its layers."""
-        if not self._wanted:
-            return
+    @property
+    def begin(self) -> Callable[[Plan], None] | None:
+        """What asks for the first chunks of a plan that has them, but not yet its layers."""
+        return self._begin if self._wanted else None
+
+    def _begin(self, plan: Plan) -> None:
         self.requests = ChunkRequests(
             plan,
             plan.tiles,

@@ -115,8 +115,8 @@ def plan_cubes(
         )
 
     def sketch(cubes: Sequence[OpenCube]) -> None:
-        if begin is not None:
-            begin(plan_of(cubes, unmerged=len(cubes)))  # the same pair in each makes layers of it
+        assert begin is not None
+        begin(plan_of(cubes, unmerged=len(cubes)))  # the same pair in each makes layers of it
 
     where = request.pair_filter if only_plan else EVERY_PAIR
     known = indexed_cubes(engine, chosen, settings.allowed_sources, where)
@@ -125,7 +125,8 @@ def plan_cubes(
     if only_plan and enough is not None:
         plan = plan_of(enough)
     else:
-        cubes = _read_cubes(settings, request, chosen, known, enough, sketch, only_plan=only_plan)
+        told = None if begin is None else sketch
+        cubes = _read_cubes(settings, request, chosen, known, enough, told, only_plan=only_plan)
         plan = plan_of(cubes)
     check_periods(plan, settings.max_job_bytes)
     return plan
@@ -137,7 +138,7 @@ def _read_cubes(
     chosen: Sequence[CubeItem],
     known: Sequence[OpenCube] | None,
     enough: Sequence[OpenCube] | None,
-    sketch: Callable[[Sequence[OpenCube]], None],
+    sketch: Callable[[Sequence[OpenCube]], None] | None,
     *,
     only_plan: bool,
 ) -> list[OpenCube]:
@@ -155,13 +156,13 @@ def _read_cubes(
 
     with requests, ThreadPoolExecutor(_OPENERS, thread_name_prefix="cube") as openers:
         opening = openers.map(open_cube, chosen, known or [None] * len(chosen))
-        if enough is not None:
+        if sketch is not None and enough is not None:
             with suppress(InputError, SourceError):  # the index may be behind: cubes decide
                 sketch(enough)
         cubes = list(opening)
-        if enough is None:
+        if sketch is not None and enough is None:
             sketch([cube.sketch() for cube in cubes])
-        return [cube.result() for cube in cubes]
+        return [cubes.pop(0).result() for _ in chosen]  # what one read is not kept for the next
 
 
 def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:

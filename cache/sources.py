@@ -326,11 +326,11 @@ class Opening:
         ------
         SourceUnreachableError, SourceCorruptError, SourceChangedError
         """
-        read = self._read(self._first)
+        read = self._wait({name: self._reads[name] for name in self._first})
         return self._cube(read, np.zeros(len(read[self._layout.time]), "S1"))
 
     def result(self) -> OpenCube:
-        """The cube with all of its coordinates and image pairs.
+        """The cube with all of its coordinates and image pairs; to be asked for once.
 
         Raises
         ------
@@ -340,7 +340,7 @@ class Opening:
             It has no granules, by which pairs are told apart.
         SourceUnreachableError, SourceCorruptError
         """
-        read = self._read(self._names)
+        read = self._wait({name: self._reads.pop(name) for name in self._names})
         if self._reader.uncertain:
             self._reader.confirm()
         granule = read.pop("granule_url", self._granule)
@@ -350,9 +350,12 @@ class Opening:
             )
         return self._cube(read, granule)
 
-    def _read(self, names: Iterable[str]) -> dict[str, Raw]:
+    def _wait(self, reads: dict[str, Callable[[], Raw]]) -> dict[str, Raw]:
+        names, read = list(reads), {}
         try:
-            return {name: self._reads[name]() for name in names}
+            for name in names:
+                read[name] = reads.pop(name)()  # and its parts are let go
+            return read
         except SourceCorruptError:
             self._reader.confirm()  # it isn't damage where it is another cube by now
             raise
