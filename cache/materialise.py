@@ -189,31 +189,24 @@ def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> s
 def _materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
     request = Request.parse(job.request, settings)
     pulse.say(0, "reading the sources' metadata")
-    began = time.monotonic()
     with HeadStart(settings, job) as start:
-        plan: Plan | MosaicPlan
-        if request.collection == MOSAICS:
-            plan, container = plan_mosaics(engine, settings, request), None
-        else:
-            plan, container = find_container(engine, settings, request) or (
-                plan_cubes(engine, settings, request, begin=start.begin),
-                None,
-            )
-        pulse.check()
-        _carry_out(engine, settings, job, pulse, plan, container, start, began)
+        _carry_out(engine, settings, job, request, pulse, start)
     return request.subset_id
 
 
 def _carry_out(
-    engine: Engine,
-    settings: Settings,
-    job: Job,
-    pulse: Pulse,
-    plan: Plan | MosaicPlan,
-    container: Container | None,
-    start: HeadStart,
-    began: float,
+    engine: Engine, settings: Settings, job: Job, request: Request, pulse: Pulse, start: HeadStart
 ) -> None:
+    began = time.monotonic()
+    plan: Plan | MosaicPlan
+    if request.collection == MOSAICS:
+        plan, container = plan_mosaics(engine, settings, request), None
+    else:
+        plan, container = find_container(engine, settings, request) or (
+            plan_cubes(engine, settings, request, begin=start.begin),
+            None,
+        )
+    pulse.check()
     composited = isinstance(plan, Plan) and bool(planned_periods(plan))
     with drafts.begin(engine, settings, job, plan, composited=composited) as draft:
         if isinstance(plan, MosaicPlan):
@@ -237,7 +230,7 @@ def _carry_out(
         generation, size = draft.publish(elsewhere, pulse.check)
         made = products.with_record(made, size)
         try:
-            products.register(engine, job, plan.request, made, generation)
+            products.register(engine, job, request, made, generation)
         except (JobDismissedError, JobLostError):
             draft.withdraw()
             raise
