@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     LargeBinary,
+    event,
     func,
     insert,
     inspect,
@@ -35,8 +37,10 @@ from sqlalchemy import (
     text,
     type_coerce,
 )
+from sqlalchemy.engine import make_url
 
 from firnline.api import query, searches
+from firnline.api.area import from_bbox
 from firnline.contents import unpack
 from firnline.database import (
     ItemRow,
@@ -174,7 +178,8 @@ def test_the_schema_of_the_migrations_is_that_of_the_tables(
     created = connect(request.getfixturevalue(f"bare_{kind}_url"))
     with created.begin() as connection:
         if kind == "postgresql":
-            connection.execute(text("CREATE EXTENSION postgis"))
+            for extension in ("postgis", "btree_gist"):
+                connection.execute(text(f"CREATE EXTENSION {extension}"))
         metadata.create_all(connection)
     assert _schema(created) == _schema(migrated)
     assert len(_schema(created)) >= 3
@@ -281,6 +286,61 @@ def test_the_tree_is_in_years_after_the_migration_and_in_days_before(sqlite_url:
             assert last >= unit * (1 + 731 / 365.25)
         command.upgrade(_alembic(connection), "head")
     engine.dispose()
+
+
+def test_place_and_time_are_looked_up_in_one_index(bare_postgresql_url: str) -> None:
+    """By a search as it is sent; before the migration the index knew places only."""
+    engine = connect(bare_postgresql_url)
+    migrate(engine)
+    search = searches.Search(area=from_bbox([0, 0, 1, 1]), start=START, end=END)
+    sent: list[tuple[str, Any]] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def keep(_connection: Any, _cursor: Any, sql: str, values: Any, *_: Any) -> None:
+        sent.append((sql, values))
+
+    def conditions(connection: Connection) -> set[str]:
+        connection.exec_driver_sql("DROP INDEX ix_items_newest, ix_items_collection")
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        connection.execute(query.count(search.shape, "postgresql"), search.values)
+        sql, values = sent[-1]
+        lines = connection.exec_driver_sql(f"EXPLAIN {sql}", values).scalars().all()
+        (found,) = [line for line in lines if "Index Cond" in line]
+        return set(re.findall(r"footprint|start_datetime|end_datetime", found))
+
+    with writing(engine) as connection:
+        assert conditions(connection) == {"footprint", "start_datetime", "end_datetime"}
+        connection.rollback()
+    with writing(engine) as connection:
+        command.downgrade(_alembic(connection), "0010")
+        assert conditions(connection) == {"footprint"}
+    engine.dispose()
+
+
+def test_a_role_that_may_not_make_an_extension_is_told(bare_postgresql_url: str) -> None:
+    """And the schema stays as it was; once somebody else made it, the migration goes on."""
+    owner = connect(bare_postgresql_url)
+    role = f"firnline_bare_{os.getpid()}"
+    with owner.begin() as connection:
+        connection.exec_driver_sql("CREATE EXTENSION postgis")
+        connection.exec_driver_sql(f"CREATE ROLE {role}")
+        connection.exec_driver_sql(f"GRANT ALL ON SCHEMA public TO {role}")
+    try:
+        url = make_url(bare_postgresql_url).update_query_dict({"options": f"-c role={role}"})
+        engine = connect(url.render_as_string(hide_password=False))
+        with pytest.raises(DatabaseError, match=r"CREATE EXTENSION btree_gist .*permission denied"):
+            migrate(engine)
+        assert not inspect(engine).has_table("items")
+        with owner.begin() as connection:
+            connection.exec_driver_sql("CREATE EXTENSION btree_gist")
+        migrate(engine)
+        assert is_empty(engine)
+        engine.dispose()
+    finally:
+        with owner.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+        owner.dispose()
 
 
 def test_upgrade_downgrade_upgrade(bare_url: str) -> None:
