@@ -20,10 +20,9 @@ import numpy as np
 
 from firnline.cache.chunk_requests import ChunkRequests
 from firnline.cache.crossing import Crossing
-from firnline.cache.memory import Shares
 from firnline.cache.plan import Chunk, Part, Plan, Tile
 from firnline.cache.stitch import fill, scatter
-from firnline.chunks import ChunkReader, Keeper
+from firnline.chunks import ChunkReader
 from firnline.errors import SourceCorruptError, SourceMissingError
 
 if TYPE_CHECKING:
@@ -38,36 +37,19 @@ _DECODERS = max(2, os.cpu_count() or 1)
 class Fetcher:
     """Fetches the chunks of a plan's tiles, one (tile, variable) after the other.
 
-    Use as a context manager.
+    Use as a context manager, which closes the requests.
 
     Parameters
     ----------
     plan
         What is fetched.
-    tiles
-        Those of its tiles that will be asked for.
-    concurrency
-        Requests under way at once.
-    memory
-        Limits of the compressed bytes that wait to be decoded, and are kept for later tiles.
-    keeper, earlier
-        See :class:`firnline.cache.chunk_requests.ChunkRequests`.
+    requests
+        Of that plan's chunks.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        tiles: Iterable[Tile],
-        *,
-        concurrency: int,
-        memory: Shares,
-        keeper: Keeper | None = None,
-        earlier: ChunkRequests | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, requests: ChunkRequests) -> None:
         self._plan = plan
-        self._requests = ChunkRequests(
-            plan, tiles, concurrency=concurrency, memory=memory, keeper=keeper, earlier=earlier
-        )
+        self._requests = requests
         self.counts = self._requests.counts
         self._crossing = Crossing(plan)
         self._local = threading.local()  # each decoder's scratch, of one chunk

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 
 from firnline.cache import drafts, jobs, mosaic_products, products, store
 from firnline.cache.chunk_cache import chunk_folder, open_chunk_cache
+from firnline.cache.chunk_requests import ChunkRequests
 from firnline.cache.composite_store import check_periods, planned_periods, write_composites
 from firnline.cache.containment import Container, StoredTiles, find_container
 from firnline.cache.counts import Counts
@@ -376,11 +377,14 @@ def _here(
         if container is not None
         else Fetcher(
             plan,
-            todo,
-            concurrency=settings.concurrency,
-            memory=shares(settings.memory_limit),
-            keeper=open_chunk_cache(settings) or (Former(plan, before) if before else None),
-            earlier=start.requests,
+            ChunkRequests(
+                plan,
+                todo,
+                concurrency=settings.concurrency,
+                memory=shares(settings.memory_limit),
+                keeper=open_chunk_cache(settings) or (Former(plan, before) if before else None),
+                earlier=start.requests,
+            ),
         )
     )
     out = TileWriter(plan, draft.subset, draft.tiles, fetcher.processors)

@@ -21,6 +21,7 @@ import numpy as np
 
 from firnline.cache import store
 from firnline.cache.chunk_cache import chunk_cache
+from firnline.cache.chunk_requests import ChunkRequests
 from firnline.cache.composite_store import composite_tile, keep_tile, planned_periods
 from firnline.cache.fetch import Fetcher
 from firnline.cache.memory import give_back, settle, shares
@@ -117,13 +118,14 @@ def do_tile(task: TileTask) -> tuple[dict[str, int], dict[str, Stored]]:
     settle()
     plan = _plan(task.plan, task.digest)
     tile = plan.tiles[task.tile]
-    fetcher = Fetcher(
+    requests = ChunkRequests(
         plan,
         [tile],
         concurrency=task.concurrency,
         memory=shares(task.memory_limit),
         keeper=chunk_cache(task.chunks, task.chunk_quota),
     )
+    fetcher = Fetcher(plan, requests)
     with fetcher, TileWriter(plan, task.subset, task.tiles, fetcher.processors) as out:
         stored: dict[str, Stored] = {}
         for each, variable, values in fetcher.tiles(in_order(plan, [tile])):
