@@ -1,6 +1,7 @@
 """The chunks of a plan's tiles: asked for in order, each once, ahead of those who decode them.
 
-A chunk that several tiles need is downloaded once: its compressed bytes are kept until the last of
+As one comes the next is asked for, across tiles and variables, as many as there is memory for. A
+chunk that several tiles need is downloaded once: its compressed bytes are kept until the last of
 them has it, within a limit.
 """
 

@@ -1,9 +1,8 @@
-"""Source chunks, fetched and decoded: as fast as they decode, in bounded memory.
+"""Source chunks, taken as they come, decoded and stitched: as fast as they decode.
 
-Requests run ahead of decoding in a window of fixed length, across tiles and variables, so that
-neither the network nor the processors wait for the other; decoding runs in as many threads as
-there are processors (Blosc releases the interpreter lock). A chunk that several tiles need is
-downloaded once: its compressed bytes are kept until the last of them has it, within a limit.
+They are asked for ahead (:mod:`firnline.cache.chunk_requests`), so that neither the network nor the
+processors wait for the other; decoding runs in as many threads as there are processors (Blosc
+releases the interpreter lock).
 """
 
 from __future__ import annotations
