@@ -1,7 +1,7 @@
 """The first chunks of a job, asked for while its plan is still being made.
 
-A plan needs some fifty small arrays of each cube. Which chunks will be wanted is known before: from
-the index of image pairs at once, else from a few of these arrays.
+A plan needs metadata and image pairs of each cube. Which chunks will be wanted is known before that
+where the index of image pairs has the cubes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HeadStart(AbstractContextManager["HeadStart"]):
 
     @property
     def begin(self) -> Callable[[Plan], None] | None:
-        """What asks for the first chunks of a plan that has them, but not yet its layers."""
+        """What asks for the first chunks of what the index makes of the plan."""
         return self._begin if self._wanted else None
 
     def _begin(self, plan: Plan) -> None:

@@ -95,9 +95,8 @@ def plan_cubes(
         It will not be carried out: then it comes from the index of pairs, without the network,
         where all of its cubes are in it.
     begin
-        Is given, as soon as the source chunks are known, a plan that has these but not its layers:
-        before the network is asked where the cubes are in the index of pairs, else when the
-        variables are there that the request's filters look at.
+        Is given what the index of pairs makes of it, where all of its cubes are in it, before the
+        network is asked: its chunks are the plan's unless a cube has changed since.
 
     Raises
     ------
@@ -106,18 +105,19 @@ def plan_cubes(
     crs = choose_crs(request, find_cubes(engine, request))
     chosen = by_coverage(request, crs, find_cubes(engine, request, window=crs))
 
-    def plan_of(cubes: Sequence[OpenCube], unmerged: int = 1) -> Plan:
+    def plan_of(cubes: Sequence[OpenCube]) -> Plan:
         return make_plan(
             request,
             crs,
             cubes,
             memory_limit=settings.memory_limit,
-            max_bytes=settings.max_job_bytes * unmerged,
+            max_bytes=settings.max_job_bytes,
         )
 
-    def sketch(cubes: Sequence[OpenCube]) -> None:
-        assert begin is not None
-        begin(plan_of(cubes, unmerged=len(cubes)))  # the same pair in each makes layers of it
+    def sketch() -> None:
+        if begin is not None and enough is not None:
+            with suppress(InputError, SourceError):  # the index may be behind: the cubes decide
+                begin(plan_of(enough))
 
     where = request.pair_filter if only_plan else EVERY_PAIR
     known = indexed_cubes(engine, chosen, settings.allowed_sources, where)
@@ -126,9 +126,9 @@ def plan_cubes(
     if only_plan and enough is not None:
         plan = plan_of(enough)
     else:
-        told = None if begin is None else sketch
-        cubes = _read_cubes(settings, request, chosen, known, enough, told, only_plan=only_plan)
-        plan = plan_of(cubes)
+        plan = plan_of(
+            _read_cubes(settings, request, chosen, known, only_plan=only_plan, meanwhile=sketch)
+        )
     check_periods(plan, settings.max_job_bytes)
     return plan
 
@@ -138,10 +138,9 @@ def _read_cubes(
     request: Request,
     chosen: Sequence[CubeItem],
     known: Sequence[OpenCube] | None,
-    enough: Sequence[OpenCube] | None,
-    sketch: Callable[[Sequence[OpenCube]], None] | None,
     *,
     only_plan: bool,
+    meanwhile: Callable[[], None],
 ) -> list[OpenCube]:
     # some fifty small arrays a cube, of which latency is all that they cost
     at_once = settings.concurrency * min(len(chosen), _OPENERS)
@@ -155,15 +154,19 @@ def _read_cubes(
             cube, source, requests, keeper, request=request, only_plan=only_plan, known=known
         )
 
-    with requests, ThreadPoolExecutor(_OPENERS, thread_name_prefix="cube") as openers:
-        opening = openers.map(open_cube, chosen, known or [None] * len(chosen))
-        if sketch is not None and enough is not None:
-            with suppress(InputError, SourceError):  # the index may be behind: cubes decide
-                sketch(enough)
-        cubes = list(opening)
-        if sketch is not None and enough is None:
-            sketch([cube.sketch() for cube in cubes])
-        return [cubes.pop(0).result() for _ in chosen]  # what one read is not kept for the next
+    try:
+        with ThreadPoolExecutor(_OPENERS, thread_name_prefix="cube") as openers:
+            opening = openers.map(open_cube, chosen, known or [None] * len(chosen))
+            meanwhile()
+            opened = list(opening)
+        read = [cube.result() for cube in opened]
+        for cube in opened:
+            cube.go_on()
+    except BaseException:
+        requests.shutdown(wait=False, cancel_futures=True)
+        raise
+    requests.shutdown(wait=False)  # what is under way comes to those who look at it
+    return read
 
 
 def materialise(engine: Engine, settings: Settings, job: Job, pulse: Pulse) -> str:
@@ -393,6 +396,8 @@ def _here(
         created = creator.submit(_create, plan, draft.work) if draft.new else None
         order = list(in_order(plan, todo))
         for n, (tile, variable, values) in enumerate(fetcher.tiles(order, pulse.check)):
+            if created is not None and created.done():
+                created.result()  # what is wrong with the cubes' small arrays ends it soon
             stored = out.write(tile, variable, values)
             if stored is not None:
                 if created is not None:

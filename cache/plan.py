@@ -126,7 +126,8 @@ class Plan(OnGrid):
     def lean(self) -> Plan:
         """Without what its cubes keep for each pair, which its layers have: for doing tiles."""
         cubes = (replace(cube, granule=cube.granule[:0].copy(), per_pair={}) for cube in self.cubes)
-        return replace(self, cubes=tuple(cubes))
+        layers = replace(self.layers, per_pair=dict(self.layers.per_pair))
+        return replace(self, cubes=tuple(cubes), layers=layers)
 
     def alone(self, cube: int) -> bool:
         """Whether a cube's pixels are moved as they are, and no other cube has any of them."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Connection, Engine, func, literal, select
 
 from firnline.arrays import basenames, instants, read_array
+from firnline.cache.columns import Columns
 from firnline.cache.request import Request, moved
 from firnline.chunks import ChunkReader, Keeper
 from firnline.crs import parse_crs
@@ -63,7 +65,7 @@ class OpenCube:
 
     ``x`` and ``y`` are pixel centres in metres, ``mid_date`` is ``datetime64[us] (pair,)``,
     ``granule`` the basename (bytes) of each pair's granule, its identity, and
-    ``per_pair`` the other 1-D variables as stored.
+    ``per_pair`` the other 1-D variables as stored, dates in days; they may be on their way.
     """
 
     id: str
@@ -299,38 +301,29 @@ class Opening:
         self._item, self._source = item, source
         self._layout = read_cube(source)
         self._reader = ChunkReader(source, version=self._layout.etag, keeper=keeper)
-        self._coordinates = ("x", "y", self._layout.time)
         names = columns_read(self._layout, request, only_plan=only_plan)
-        looked_at = _looked_at(request)
-        self._first = [name for name in names if name in {*self._coordinates, *looked_at}]
         self._granule = None
         if known is not None and self._layout.etag and known.layout.etag == self._layout.etag:
             self._granule = known.granule
             names = [name for name in names if name != "granule_url"]
-        self._names = names
-        self._reads: dict[str, Callable[[], Raw]] = {
-            name: read_array(
-                self._reader,
-                self._layout.arrays[name],
-                executor,
-                basenames if name == "granule_url" else None,
-                needed=name in (*self._coordinates, *_NEEDED),
-            )
-            for name in sorted(names, key=lambda name: name not in self._first)
-        }
+        self._first = names
+        if request is not None and request.pairs:
+            used = {*self._coordinates, "granule_url", *_looked_at(request)}
+            self._first = [name for name in names if name in used]
+        self._rest = [name for name in names if name not in self._first]
+        self._reads: dict[str, Callable[[], Raw]] = {}
+        self._executor = executor
+        self._begin(self._first)
 
-    def sketch(self) -> OpenCube:
-        """The cube with what the request's filters look at, and blank granules: they come later.
-
-        Raises
-        ------
-        SourceUnreachableError, SourceCorruptError, SourceChangedError
-        """
-        read = self._wait({name: self._reads[name] for name in self._first})
-        return self._cube(read, np.zeros(len(read[self._layout.time]), "S1"))
+    @property
+    def _coordinates(self) -> tuple[str, str, str]:
+        return "x", "y", self._layout.time
 
     def result(self) -> OpenCube:
-        """The cube with all of its coordinates and image pairs; to be asked for once.
+        """The cube with its coordinates and image pairs; to be asked for once.
+
+        What is only there to be kept in a store is not asked for before :meth:`go_on`: whoever
+        looks at it waits for it, and gets what is raised.
 
         Raises
         ------
@@ -340,7 +333,7 @@ class Opening:
             It has no granules, by which pairs are told apart.
         SourceUnreachableError, SourceCorruptError
         """
-        read = self._wait({name: self._reads.pop(name) for name in self._names})
+        read = {name: self._read(name) for name in self._first}
         if self._reader.uncertain:
             self._reader.confirm()
         granule = read.pop("granule_url", self._granule)
@@ -350,15 +343,34 @@ class Opening:
             )
         return self._cube(read, granule)
 
-    def _wait(self, reads: dict[str, Callable[[], Raw]]) -> dict[str, Raw]:
-        names, read = list(reads), {}
+    def go_on(self) -> None:
+        """Ask for the rest, now that others don't have to wait for what comes first."""
+        self._begin(self._rest)
+
+    def _begin(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._reads[name] = read_array(
+                self._reader,
+                self._layout.arrays[name],
+                self._executor,
+                basenames if name == "granule_url" else None,
+                needed=name in (*self._coordinates, *_NEEDED),
+            )
+
+    def _read(self, name: str) -> Raw:
         try:
-            for name in names:
-                read[name] = reads.pop(name)()  # and its parts are let go
-            return read
+            values = self._reads[name]()
         except SourceCorruptError:
             self._reader.confirm()  # it isn't damage where it is another cube by now
             raise
+        del self._reads[name]  # and its parts are let go
+        return values
+
+    def _later(self, name: str) -> Raw:
+        values = self._read(name)
+        if not self._reads:
+            self._reader.confirm()  # what came since the first arrays is of one state with them
+        return _in_days(self._layout.arrays[name], values)
 
     def _cube(self, read: dict[str, Raw], granule: Raw) -> OpenCube:
         url, layout = self._source.url, self._layout
@@ -372,35 +384,37 @@ class Opening:
                 f"{url} is in EPSG:{stated}; the catalog has it in {self._item.crs}: "
                 "harvest it anew"
             )
-        mid_date = instants(read.pop(layout.time), layout.arrays[layout.time])
-        layout = _in_days(layout, read)
+        x, y, time = (read.pop(name) for name in self._coordinates)
+        columns: Mapping[str, Raw]
+        columns = {name: _in_days(layout.arrays[name], values) for name, values in read.items()}
+        if self._rest:
+            here = {name: partial(columns.__getitem__, name) for name in columns}
+            columns = Columns(here | {name: partial(self._later, name) for name in self._rest})
         return OpenCube(
             id=self._item.id,
             crs=self._item.crs,
             source=self._source,
-            layout=layout,
-            x=read.pop("x"),
-            y=read.pop("y"),
-            mid_date=mid_date,
+            layout=layout_in_days(layout, columns),
+            x=x,
+            y=y,
+            mid_date=instants(time, layout.arrays[layout.time]),
             granule=granule,
-            per_pair=read,
+            per_pair=columns,
             named=self._granule is not None,
         )
 
 
-def _in_days(layout: Cube, read: dict[str, Raw]) -> Cube:
-    """Bring the dates of the pairs to days since 1970, which cubes of version 2 have.
+def _in_days(array: Array, values: Raw) -> Raw:
+    """Dates of the pairs as days since 1970, which cubes of version 2 have.
 
-    Cubes of both generations make one store, and its dates have one unit. Changes `read`.
+    Cubes of both generations make one store, and its dates have one unit.
     """
-    for name, values in read.items():
-        array = layout.arrays[name]
-        if _is_other_date(array):
-            microseconds = instants(values, array).astype("i8")
-            days = microseconds / 86_400_000_000
-            days[microseconds == np.iinfo("i8").min] = np.nan
-            read[name] = days
-    return layout_in_days(layout, read)
+    if not _is_other_date(array):
+        return values
+    microseconds = instants(values, array).astype("i8")
+    days = microseconds / 86_400_000_000
+    days[microseconds == np.iinfo("i8").min] = np.nan
+    return days
 
 
 def layout_in_days(layout: Cube, names: Iterable[str]) -> Cube:

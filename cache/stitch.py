@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+
+from firnline.cache.columns import Columns
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +40,8 @@ class PairTable:
 class Layers:
     """The layers of the stitched store, sorted by mid-date, then granule.
 
-    ``mid_date``, ``granule`` and each array of ``per_pair`` are ``(layer,)``. ``of_pair`` has for
+    ``mid_date``, ``granule`` and each array of ``per_pair``, merged when it's first looked at, are
+    ``(layer,)``. ``of_pair`` has for
     each cube the layer of each of its pairs, ``int32 (pair,)``, -1 where not wanted.
     """
 
@@ -93,18 +97,18 @@ def merge_pairs(tables: Sequence[PairTable]) -> Layers:
     return Layers(
         mid_date=mid_date[order],
         granule=granule[order],
-        per_pair={
-            variable: _gather(
-                [t.per_pair.get(variable) for t in tables],
-                which[order],
-                next(t.missing[variable] for t in tables if variable in t.missing),
-            )
-            for variable in variables
-        },
+        per_pair=Columns(
+            {name: partial(_column, name, tables, which[order]) for name in variables}
+        ),
         of_pair=tuple(rank[layers] for layers in of_pair),
         read=sum(len(table.mid_date) for table in tables),
         kept=sum(int(table.wanted.sum()) for table in tables),
     )
+
+
+def _column(name: str, tables: Sequence[PairTable], which: Raw) -> Raw:
+    missing = next(table.missing[name] for table in tables if name in table.missing)
+    return _gather([table.per_pair.get(name) for table in tables], which, missing)
 
 
 def _gather(columns: Sequence[Raw | None], which: Raw, missing: Any) -> Raw:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from firnline.cache.columns import Columns
 from firnline.cache.sources import OpenCube
 from firnline.cache.vectors import rotate_errors
 from firnline.cube import Array
@@ -22,33 +25,47 @@ COVARIANCE = "vx_vy_error_covariance"
 def turn_pairs(cube: OpenCube, jacobian: Floats) -> OpenCube:
     """A cube whose pairs' errors and stable shifts are along the axes of another CRS.
 
-    A pair has one number for the whole scene: it's turned as in one place.
+    A pair has one number for the whole scene: it's turned as in one place, when it's looked at.
 
     Parameters
     ----------
     jacobian : ndarray, shape (2, 2)
         Of the other CRS's coordinates by the cube's.
     """
-    per_pair, arrays = dict(cube.per_pair), dict(cube.layout.arrays)
-    for name in cube.per_pair:
+    columns, arrays = cube.per_pair, dict(cube.layout.arrays)
+    makers = {name: partial(columns.__getitem__, name) for name in columns}
+    for name in columns:
         other = "vy" + name[2:]
-        if not name.startswith(("vx_error", "vx_stable_shift")) or other not in per_pair:
+        if not name.startswith(("vx_error", "vx_stable_shift")) or other not in columns:
             continue
-        missing = arrays[name].missing, arrays[other].missing
-        x, y = cube.per_pair[name], cube.per_pair[other]
-        there = _there(x, missing[0]) & _there(y, missing[1])
-        fx: Raw = np.where(there, x, 0).astype(np.float64)
-        fy: Raw = np.where(there, y, 0).astype(np.float64)
-        if name.startswith("vx_error"):
-            fx, fy, covariance = rotate_errors(jacobian[:, :, None], fx, fy)
-            if name == "vx_error":
-                per_pair[COVARIANCE] = np.where(there, covariance, np.nan).astype(np.float32)
-                arrays[COVARIANCE] = _covariance(arrays[name])
-        else:
-            fx, fy = (row[0] * fx + row[1] * fy for row in jacobian)
-        for which, turned, gone, old in ((name, fx, missing[0], x), (other, fy, missing[1], y)):
-            per_pair[which] = np.where(there, turned, gone).astype(old.dtype)
-    return replace(cube, per_pair=per_pair, layout=replace(cube.layout, arrays=arrays))
+        both = cache(partial(_turned, columns, arrays[name], arrays[other], jacobian))
+        makers |= {which: partial(_one, both, which) for which in (name, other)}
+        if name == "vx_error":
+            makers[COVARIANCE] = partial(_one, both, COVARIANCE)
+            arrays[COVARIANCE] = _covariance(arrays[name])
+    return replace(cube, per_pair=Columns(makers), layout=replace(cube.layout, arrays=arrays))
+
+
+def _one(columns: Callable[[], Mapping[str, Raw]], name: str) -> Raw:
+    return columns()[name]
+
+
+def _turned(
+    columns: Mapping[str, Raw], first: Array, second: Array, jacobian: Floats
+) -> dict[str, Raw]:
+    x, y = columns[first.name], columns[second.name]
+    there = _there(x, first.missing) & _there(y, second.missing)
+    fx: Raw = np.where(there, x, 0).astype(np.float64)
+    fy: Raw = np.where(there, y, 0).astype(np.float64)
+    made: dict[str, Raw] = {}
+    if first.name.startswith("vx_error"):
+        fx, fy, covariance = rotate_errors(jacobian[:, :, None], fx, fy)
+        made[COVARIANCE] = np.where(there, covariance, np.nan).astype(np.float32)
+    else:
+        fx, fy = (row[0] * fx + row[1] * fy for row in jacobian)
+    made[first.name] = np.where(there, fx, first.missing).astype(x.dtype)
+    made[second.name] = np.where(there, fy, second.missing).astype(y.dtype)
+    return made
 
 
 def _there(values: Raw, missing: Any) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ import numpy as np
 from numcodecs import VLenUTF8
 from numcodecs.registry import get_codec
 
+from firnline.blosc_frames import parts
 from firnline.errors import SourceCorruptError, SourceMissingError
 from firnline.source import Blob, Source
 from firnline.unpacking import unpacked
@@ -220,11 +221,17 @@ class Array:
                 yield whole[first : first + count]
             return
         size, step = self._check_blosc(view), count * self.dtype.itemsize
+        rest = np.empty(0, np.uint8)
         try:
-            frame = blosc2.SChunk(chunksize=size, cparams={"typesize": 1})
-            frame.insert_chunk(0, bytes(view))
-            for first in range(0, size, step):
-                yield np.frombuffer(frame[first : min(first + step, size)], self.dtype)
+            for part, length in parts(view, step):
+                raw = np.empty(len(rest) + length, np.uint8)
+                raw[: len(rest)] = rest
+                blosc2.decompress2(part, dst=raw[len(rest) :], nthreads=1)
+                size -= length
+                until = len(raw) if size == 0 else len(raw) // step * step
+                for first in range(0, until, step):
+                    yield raw[first : min(first + step, until)].view(self.dtype)
+                rest = raw[until:]
         except Exception as error:  # noqa: BLE001  as above
             raise SourceCorruptError(f"a chunk of {self.name} does not decode: {error}") from None
 

@@ -1,4 +1,4 @@
-"""The first chunks of a job, asked for before its plan is whole."""
+"""What a job asks for before its plan is made, and what only when it is."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from firnline.cache.memory import Shares
 from firnline.cache.opening import subset_place
 from firnline.cache.plan import Plan
 from firnline.cache.request import Request
-from firnline.cache.tiles import in_order
+from firnline.cache.tiles import TileWriter, in_order
+from firnline.chunks import ChunkReader
+from firnline.cube import Array, read_cube
 from firnline.database import connect, migrate
-from firnline.errors import NoCoverageError
+from firnline.errors import NoCoverageError, SourceChangedError
 from firnline.indexer.cubes import deepen
 from firnline.indexer.flow import FlowField
 from firnline.indexer.harvest import harvest
-from firnline.indexer.mirror import MirrorServer
+from firnline.indexer.mirror import Fault, Faults, MirrorServer
 from firnline.indexer.sample import Mirror, write_tiles
 from firnline.settings import Settings
 
@@ -118,37 +120,29 @@ def chunks(plan: Plan) -> set[tuple[str, str]]:
     return {(plan.cubes[cube].source.url, key) for cube, key in plan.uses}
 
 
-@pytest.mark.parametrize("deep", [True, False], ids=["index", "cubes"])
 @pytest.mark.parametrize("which", FILTERS)
-def test_the_chunks_are_those_of_the_plan(
-    install: Callable[..., Place], which: str, deep: bool
-) -> None:
-    place = install(deep=deep)
+def test_the_chunks_are_those_of_the_plan(install: Callable[..., Place], which: str) -> None:
+    place = install(deep=True)
     begun: list[Plan] = []
     request = place.request(**FILTERS[which])
     plan = plan_cubes(place.engine, place.settings, request, begin=begun.append)
     assert chunks(plan)
-    assert [chunks(sketch) for sketch in begun] == [chunks(plan)]
+    known = which != "max_error"  # errors are not in the index
+    assert [chunks(sketch) for sketch in begun] == [chunks(plan)] * known
     if which != "none":
         assert plan.layers.kept < plan.layers.read or which == "bilinear"
 
 
-@pytest.mark.parametrize(
-    ("deep", "held"),
-    [(True, "read_cube"), (False, "basenames")],
-    ids=["metadata", "granules"],
-)
-def test_they_are_asked_for_before(
-    install: Callable[..., Place], monkeypatch: pytest.MonkeyPatch, deep: bool, held: str
+def test_they_are_asked_for_before_the_cubes_are(
+    install: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the plan needs is held back until chunks are asked for: with none, all would fail."""
-    place = install(deep=deep)
+    """Metadata is held back until chunks are asked for: with none, all would fail."""
+    place = install(deep=True)
     begun = threading.Event()
-    whole: Any = getattr(sources, held)
 
     def after(*given: Any) -> Any:
         assert begun.wait(30)
-        return whole(*given)
+        return read_cube(*given)
 
     class Seen(HeadStart):
         def _begin(self, plan: Plan) -> None:
@@ -156,9 +150,61 @@ def test_they_are_asked_for_before(
             assert self.requests is not None
             begun.set()
 
-    monkeypatch.setattr(sources, held, after)
+    monkeypatch.setattr(sources, "read_cube", after)
     monkeypatch.setattr("firnline.cache.materialise.HeadStart", Seen)
     assert place.finish(place.request())
+
+
+def test_what_only_a_store_keeps_holds_no_tile_up(
+    install: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns that make no plan are held back until a tile's chunks have come and are written."""
+    place = install(deep=False)
+    expected = place.finish(place.request())
+    late, written = install(deep=False), threading.Event()
+    get, write = ChunkReader.get, TileWriter.write
+
+    def held(self: ChunkReader, array: Array, *given: Any, **more: Any) -> Any:
+        assert array.name != "date_center" or written.wait(30)
+        return get(self, array, *given, **more)
+
+    def seen(self: TileWriter, *given: Any) -> Any:
+        stored = write(self, *given)
+        written.set()
+        return stored
+
+    monkeypatch.setattr(ChunkReader, "get", held)
+    monkeypatch.setattr(TileWriter, "write", seen)
+    assert late.finish(late.request()) == expected
+
+
+def test_damage_in_what_only_a_store_keeps_fails_the_job(install: Callable[..., Place]) -> None:
+    place = install(deep=False)
+    place.server.faults = Faults(Fault("corrupt"), match="*/date_center/0")
+    job = worker.finish(place.engine, place.settings, jobs.submit(place.engine, place.request()))
+    place.server.faults = None
+    assert job.status == "failed"
+    assert "date_center" in job.message
+
+
+def test_a_cube_that_changes_before_its_last_columns_come_is_read_again(
+    install: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be of another state of it than what the plan was made from."""
+    place = install(deep=False)
+    expected = place.finish(place.request())
+    late = install(deep=False)
+    confirm, changed = ChunkReader.confirm, []
+
+    def once(self: ChunkReader) -> None:
+        if threading.current_thread().name.startswith("create") and not changed:
+            changed.append(self.source.url)
+            raise SourceChangedError(f"{self.source.url} has changed while it was read")
+        confirm(self)
+
+    monkeypatch.setattr(ChunkReader, "confirm", once)
+    assert late.finish(late.request()) == expected
+    assert changed
 
 
 def test_nothing_is_asked_for_twice_and_the_store_is_the_same(
