@@ -34,7 +34,7 @@ def expected_requests(plan: Plan) -> int:
     """
     count = 0
     for cube in plan.cubes:
-        count += 2
+        count += 3 if plan.request.pairs else 2  # asked again when its last columns have come
         for array in _columns(plan, cube):
             count += math.prod(array.chunk_counts)
             if array.shards is not None:

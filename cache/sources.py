@@ -306,7 +306,7 @@ class Opening:
         if known is not None and self._layout.etag and known.layout.etag == self._layout.etag:
             self._granule = known.granule
             names = [name for name in names if name != "granule_url"]
-        self._first = names
+        self._names = self._first = names
         if request is not None and request.pairs:
             used = {*self._coordinates, "granule_url", *_looked_at(request)}
             self._first = [name for name in names if name in used]
@@ -388,8 +388,14 @@ class Opening:
         columns: Mapping[str, Raw]
         columns = {name: _in_days(layout.arrays[name], values) for name, values in read.items()}
         if self._rest:
-            here = {name: partial(columns.__getitem__, name) for name in columns}
-            columns = Columns(here | {name: partial(self._later, name) for name in self._rest})
+            here = columns
+            columns = Columns(
+                {
+                    name: partial(here.__getitem__ if name in here else self._later, name)
+                    for name in self._names
+                    if name in here or name in self._rest
+                }
+            )
         return OpenCube(
             id=self._item.id,
             crs=self._item.crs,
