@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Raw = np.ndarray[Any, np.dtype[Any]]
 
-_PIECE = 1 << 22  # bytes that are decoded at a time of what is reduced
+_PIECE = 1 << 20  # bytes that are decoded at a time of what is reduced
 
 
 def read_array(
