@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -364,6 +366,7 @@ def test_upgrade_downgrade_upgrade(bare_url: str) -> None:
 
 _MIGRATE = """
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from firnline.database import connect, is_empty, migrate
 
@@ -395,9 +398,23 @@ def test_many_at_once_migrate_an_empty_database(bare_url: str) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    for process in processes:
-        out, err = process.communicate(timeout=60)
+    told = [process.communicate(timeout=60) for process in processes]
+    for process, (out, err) in zip(processes, told, strict=True):
         assert (process.returncode, out) == (0, "[True, True, True]\n"), err
+
+
+def test_a_new_file_that_another_switches_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses at once, without a time-out, to switch a file that someone writes to."""
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ends = threading.Timer(0.2, other.rollback)
+    ends.start()
+    with reading(connect(f"sqlite:///{path}")) as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert not other.in_transaction, "it was waited for"
+    ends.join()
+    other.close()
 
 
 # --- items and their boxes ------------------------------------------------------------------
