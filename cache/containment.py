@@ -27,7 +27,8 @@ from firnline.cache.counts import Counts
 from firnline.cache.drafts import RECORD
 from firnline.cache.kept_cubes import load_cube
 from firnline.cache.places import Place, generation_place
-from firnline.cache.plan import SHARD_TIME, Plan, Tile, by_coverage, choose_crs, make_plan
+from firnline.cache.plan import SHARD_TIME, Plan, Tile
+from firnline.cache.planning import by_coverage, choose_crs, make_plan
 from firnline.cache.refresh import has_changed, known_cubes
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, find_cubes
@@ -173,7 +174,7 @@ def find_container(
     Raises
     ------
     NoCoverageError, TooLargeError
-        As :func:`firnline.cache.plan.make_plan`.
+        As :func:`firnline.cache.planning.make_plan`.
     """
     crs = choose_crs(request, find_cubes(engine, request))
     chosen = by_coverage(request, crs, find_cubes(engine, request, window=crs))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine, select
 
-from firnline.cache.plan import choose_crs
+from firnline.cache.planning import choose_crs
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, find_cubes
 from firnline.crs import parse_crs

@@ -35,7 +35,8 @@ from firnline.cache.mosaic_store import write_mosaics
 from firnline.cache.mosaics import MosaicPlan, plan_mosaics
 from firnline.cache.new_store import create_pairs
 from firnline.cache.places import Stored
-from firnline.cache.plan import Plan, Tile, by_coverage, choose_crs, make_plan
+from firnline.cache.plan import Plan, Tile
+from firnline.cache.planning import by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, Opening, find_cubes, indexed_cubes
 from firnline.cache.strain_store import write_strain

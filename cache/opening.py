@@ -12,7 +12,7 @@ from firnline.cache.eviction import hold, keep_used, touch
 from firnline.cache.jobs import Job
 from firnline.cache.mosaics import find_mosaics
 from firnline.cache.places import Place, for_zarr, generation_place
-from firnline.cache.plan import choose_crs
+from firnline.cache.planning import choose_crs
 from firnline.cache.request import Request
 from firnline.cache.sources import find_cubes
 from firnline.cache.strain import radius_for

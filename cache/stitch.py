@@ -1,9 +1,11 @@
 """Stitching: the image pairs of several cubes merged into layers, their chunks put in place.
 
-Pure. An image pair usually lies in several neighbouring cubes, each with its part of the scene:
-its identity is the basename of its granule, not its mid-date, which is not unique. Cubes of one
-CRS lie on one lattice and mostly abut, so that merging a pair moves no value and loses none; where
-two have a pixel, the first that has a value for the pair gives it.
+Pure, but that what is kept per pair is made when it's looked at, and may be waited for then
+(:class:`~firnline.cache.columns.Columns`). An image pair usually lies in several neighbouring
+cubes, each with its part of the scene: its identity is the basename of its granule, not its
+mid-date, which is not unique. Cubes of one CRS lie on one lattice and mostly abut, so that merging
+a pair moves no value and loses none; where two have a pixel, the first that has a value for the
+pair gives it.
 """
 
 from __future__ import annotations

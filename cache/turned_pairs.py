@@ -1,4 +1,7 @@
-"""What a cube keeps for each pair along its axes, in the axes of another CRS. Pure."""
+"""What a cube keeps for each pair along its axes, in the axes of another CRS.
+
+Turned when it's looked at, which may wait for the cube's own columns.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from firnline.cache import jobs, worker
 from firnline.cache.opening import subset_place
-from firnline.cache.plan import make_plan
+from firnline.cache.planning import make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube, Opening, find_cubes
 from firnline.cube import Array, Cube

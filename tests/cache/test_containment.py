@@ -18,9 +18,10 @@ from sqlalchemy import Engine, update
 from firnline.cache import jobs, worker
 from firnline.cache.containment import contains, find_container
 from firnline.cache.opening import ask, subset_place
-from firnline.cache.plan import PairTable, _table
+from firnline.cache.planning import _table
 from firnline.cache.request import Request
 from firnline.cache.sources import OpenCube
+from firnline.cache.stitch import PairTable
 from firnline.database import connect, get_item, reading, writing
 from firnline.indexer.cubes import deepen
 from firnline.settings import Settings

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
 
-from firnline.cache.plan import Plan, by_coverage, choose_crs, make_plan
+from firnline.cache.plan import Plan
+from firnline.cache.planning import by_coverage, choose_crs, make_plan
 from firnline.cache.request import Request
 from firnline.cache.sources import CubeItem, OpenCube
 from firnline.cache.stitch import fill, scatter
