@@ -28,7 +28,9 @@ to_metres = Transformer.from_crs(4326, 3413, always_xy=True)
 INSIDE = (-172_000, -2_282_000, -168_000, -2_278_000)  # where four cubes meet
 
 
-def pairs_of(sample: Any, area: tuple[float, ...], first: str, last: str) -> tuple[int, int]:
+def pairs_of(
+    sample: Any, area: tuple[float, ...], first: str, last: str, least_valid: float = 0
+) -> tuple[int, int]:
     """Image pairs of the cubes of EPSG:3413 that share some of an area, and these cubes."""
     found = cubes = 0
     for cube in sample.mirror.cubes:
@@ -46,7 +48,8 @@ def pairs_of(sample: Any, area: tuple[float, ...], first: str, last: str) -> tup
                 & (y.min() - 60 < area[3])
             ):
                 day = ds.mid_date.values.astype("M8[D]")
-                found += int(((day >= np.datetime64(first)) & (day <= np.datetime64(last))).sum())
+                wanted = (day >= np.datetime64(first)) & (day <= np.datetime64(last))
+                found += int((wanted & (ds.roi_valid_percentage.values >= least_valid)).sum())
                 cubes += 1
     return found, cubes
 
@@ -206,6 +209,28 @@ def test_areas_from_files(open_page: Any, tmp_path: Path) -> None:
     ]:
         page.set_input_files("#upload", tmp_path / name)
         page.wait_for_selector(f'#area-text:has-text("{told}")')
+
+
+def test_pairs_are_filtered(sample: Any, served: Any, open_page: Any) -> None:
+    page = open_page()
+    go_to(page, INSIDE)
+    every, _ = estimated(page)
+    page.click("text=Options")
+    page.fill("#min-valid", "40")
+    page.wait_for_selector(f"#estimate:not(:has-text('{every} image pairs')):has-text('pairs in')")
+    valid = pairs_of(sample, INSIDE, *period(page), least_valid=40)
+    assert estimated(page) == valid
+    assert 0 < valid[0] < every
+
+    page.fill("#max-error", "30.5")
+    page.wait_for_selector(f"#estimate:has-text('At most {valid[0]} image pairs in')")
+    page.fill("#max-dt", "90")
+    page.fill("#satellites", "l8, s1")
+    with page.expect_response("**/execution") as answer:
+        page.click("button.primary")
+    job = jobs.get(served.service.engine, answer.value.json()["jobID"])
+    filters = {"min_valid": 40, "max_error": 30.5, "dt_days": [0, 90], "satellites": ["L8", "S1"]}
+    assert {name: job.request[name] for name in filters} == filters
 
 
 def test_views_and_phones(open_page: Any) -> None:
