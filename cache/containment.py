@@ -22,7 +22,7 @@ from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 from sqlalchemy import Boolean, Engine, func, literal, select
 
-from firnline.cache import eviction, store
+from firnline.cache import store
 from firnline.cache.counts import Counts
 from firnline.cache.drafts import RECORD
 from firnline.cache.kept_cubes import load_cube
@@ -194,7 +194,6 @@ def find_container(
             log.info("a subset can't answer for another", subset=row.id, reason=str(error))
             continue
         if found is not None:
-            eviction.touch(engine, row.id)
             return found
     return None
 

@@ -24,6 +24,7 @@ from firnline.cache.composite_store import check_periods, planned_periods, write
 from firnline.cache.containment import Container, StoredTiles, find_container
 from firnline.cache.counts import Counts
 from firnline.cache.drafts import Draft, Manifest
+from firnline.cache.eviction import touch
 from firnline.cache.executors import tile_executor
 from firnline.cache.fetch import Fetcher
 from firnline.cache.former import Former, dated, find_former
@@ -211,6 +212,8 @@ def _carry_out(
             plan_cubes(engine, settings, request, begin=start.begin),
             None,
         )
+    if container is not None:
+        touch(engine, container.id)
     pulse.check()
     composited = isinstance(plan, Plan) and bool(planned_periods(plan))
     with drafts.begin(engine, settings, job, plan, composited=composited) as draft:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, select
 
 from firnline.cache import jobs, store, worker
+from firnline.cache.containment import find_container
 from firnline.cache.eviction import hold, keep_used, touch
 from firnline.cache.jobs import Job
+from firnline.cache.materialise import plan_request
 from firnline.cache.mosaics import find_mosaics
 from firnline.cache.places import Place, for_zarr, generation_place
 from firnline.cache.planning import choose_crs
@@ -133,6 +135,37 @@ def check(engine: Engine, request: Request) -> None:
     spacings = [spacing for spacing in told if spacing is not None]
     if request.strain and spacings:
         radius_for(request.strain.length_scale, max(spacings))
+
+
+def preview(engine: Engine, settings: Settings, request: Request) -> dict[str, Any]:
+    """What a request would take, as :meth:`firnline.cache.plan.Plan.summary` tells.
+
+    Where a subset answers it, ``answered_from`` is its id, and requests and bytes expected are 0.
+    Raises as :func:`ask` and :func:`firnline.cache.materialise.plan_request`.
+    """
+    check(engine, request)
+    answered_from = _stored(engine, settings, request)
+    found = None
+    if answered_from is None and request.collection != MOSAICS:
+        found = find_container(engine, settings, request)
+    if found is not None:
+        plan, container = found
+        summary, answered_from = plan.summary(), container.id
+    else:
+        summary = plan_request(engine, settings, request, only_plan=True).summary()
+    if answered_from is not None:
+        summary |= {name: 0 for name in summary if name.endswith("_expected")}
+        summary["answered_from"] = answered_from
+    return summary
+
+
+def _stored(engine: Engine, settings: Settings, request: Request) -> str | None:
+    """The subset of a request, where it's there and fresh."""
+    fresh = (subsets.c.request_key == request.key) & ~subsets.c.stale
+    with reading(engine) as connection:
+        id = connection.scalar(select(subsets.c.id).where(fresh))
+    there = id is not None and subset_place(engine, settings, id).is_dir()
+    return id if there else None
 
 
 def open_subset(

@@ -87,8 +87,7 @@ def materialise(
 ) -> None:
     """Materialise an area and a period into one local store with composites and strain rates."""
     from firnline.cache import worker
-    from firnline.cache.materialise import plan_request
-    from firnline.cache.opening import ask, check, subset_place
+    from firnline.cache.opening import ask, preview, subset_place
     from firnline.cache.request import Request
 
     settings = load_settings()
@@ -122,8 +121,7 @@ def materialise(
     request = Request.parse(inputs, settings)
     engine = open_database(settings)
     if dry_run:
-        check(engine, request)
-        summary = plan_request(engine, settings, request, only_plan=True).summary()
+        summary = preview(engine, settings, request)
         if as_json:
             print_json(summary)
         else:

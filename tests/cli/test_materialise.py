@@ -154,6 +154,28 @@ def test_a_dry_run_plans_and_fetches_no_velocity(
         assert key in text.out
 
 
+def test_a_dry_run_tells_which_subset_answers(firn: Run, sample: Any, settings: Settings) -> None:
+    west, south, east, north = sample.mirror.aoi
+    inner = (west + 1000, south + 1000, east - 1000, north - 1000)
+    ask = ["materialise", "--crs", "EPSG:3413", "--no-strain", "--json", "--bbox"]
+    made = firn(*ask, *sample.mirror.aoi, settings=settings).document["item"]
+    used = firn("cache", "list", "--json").document[0]["last_used"]
+    sample.server.clear()
+    for bbox, answers in [
+        (sample.mirror.aoi, made),
+        (inner, made),
+        ((west - 500, *inner[1:]), None),
+    ]:
+        told = firn(*ask, *bbox, "--dry-run").document
+        assert told.get("answered_from") == answers
+        assert (told["requests_expected"] == 0) == (told["bytes_expected"] == 0) == bool(answers)
+        assert told["source_chunks"] > 0
+    sample.server.clear()
+    assert firn(*ask, *inner, "--dry-run").document["answered_from"] == made
+    assert sample.server.requests == []
+    assert firn("cache", "list", "--json").document[0]["last_used"] == used
+
+
 def test_materialise_prints_the_item_and_the_folder(
     firn: Run, sample: Any, settings: Settings
 ) -> None:
