@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,6 +20,7 @@ from firnline.cli.console import err
 from firnline.cli.database import migrate
 from firnline.cli.examples import epilog, next_step
 from firnline.cli.installation import opened
+from firnline.cli.interrupt import leave
 from firnline.cli.keys import add_key, list_keys, revoke_key
 from firnline.cli.materialise import materialise
 from firnline.cli.series import flowlines, series
@@ -90,9 +90,11 @@ def main() -> NoReturn:
     try:
         with opened:
             app(standalone_mode=True)
+    except SystemExit as end:
+        leave(int(end.code or 0))
     except FirnlineError as error:
         err.print(f"error: {error}", markup=False)
         if (step := next_step(error)) is not None:
             err.print(f"       {step}", markup=False)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    sys.exit(0)
+        leave(2 if isinstance(error, InputError) else 1)
+    leave(0)

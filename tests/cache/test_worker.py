@@ -86,6 +86,10 @@ class Workers:
         process.wait(10)
         del self._running[process.pid]
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
     def close(self) -> None:
         for process in self._running.values():
             process.kill()
@@ -111,9 +115,8 @@ def workers(sample: Any, small: Settings, tmp_path: Path) -> Iterator[Workers]:
     yield workers
     workers.close()
     sample.server.latency = 0.0
-    log = (tmp_path / "workers.log").read_text()
-    tell(log)  # seen when the test fails
-    assert "Traceback" not in log
+    tell(workers.log)  # seen when the test fails
+    assert "Traceback" not in workers.log
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +339,7 @@ def test_a_worker_that_is_stopped_hands_its_job_back(
     process = workers.start()
     wait_for(lambda: len(jobs.finished_tiles(engine, job)) >= 2)
     process.send_signal(signum)
-    assert process.wait(3.0) == 0
+    assert process.wait(30) == 0
     back = jobs.get(engine, job.id)
     assert (back.status, back.attempt, back.owner) == ("accepted", 0, None)
     done = set(jobs.finished_tiles(engine, job))
@@ -350,6 +353,49 @@ def test_a_worker_that_is_stopped_hands_its_job_back(
     plan = plan_request(engine, small, asked)
     rest = {tile.index for tile in plan.tiles} - done
     assert chunk_requests(sample) == chunks_of(plan, rest)
+    assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("held_up", "signals", "status", "code"),
+    [("vx", 1, "accepted", 0), ("granule_url", 2, "running", 128 + signal.SIGTERM)],
+)
+def test_a_worker_that_is_stopped_waits_for_no_source(
+    sample: Any,
+    engine: Engine,
+    small: Settings,
+    workers: Workers,
+    asked: Request,
+    undisturbed: dict[str, tuple[int, str]],
+    held_up: str,
+    signals: int,
+    status: str,
+    code: int,
+) -> None:
+    """One that never answers. Before there is a plan nothing looks at a signal; a second one ends.
+
+    Whoever has the job then goes on with it when the lease has run out.
+    """
+    held = threading.Event()
+
+    def hang(method: str, path: str, nth: int) -> Fault | None:
+        if path.rsplit("/", 2)[-2] != held_up:
+            return None
+        held.set()
+        return Fault("hang", seconds=600)
+
+    sample.server.faults = hang
+    job = jobs.submit(engine, asked)
+    process = workers.start()
+    assert held.wait(60)
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopping" in workers.log)
+    assert process.wait(30) == code
+    assert jobs.get(engine, job.id).status == status
+    sample.server.faults = None
+    ended = worker.finish(engine, small, job)
+    assert (ended.status, ended.attempt) == ("successful", signals)
     assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
 
 
