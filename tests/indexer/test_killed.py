@@ -35,10 +35,13 @@ from firnline.errors import FirnlineError
 from firnline.indexer.harvest import harvest
 from firnline.settings import Settings
 
-url, *sources = sys.argv[1:]
+url, by_steps, *sources = sys.argv[1:]
 settings = Settings(data_dir=Path("."), _env_file=None)
 engine = connect(url)
-shown = lambda *phase: print(*phase, flush=True)
+def shown(*phase):
+    print(*phase, flush=True)
+    if by_steps:
+        sys.stdin.readline()
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -50,10 +53,10 @@ else:
 """
 
 
-def start(url: str, *sources: str) -> subprocess.Popen[str]:
-    """A process that harvests after a line on its standard input."""
+def start(url: str, *sources: str, by_steps: bool = False) -> subprocess.Popen[str]:
+    """A process that harvests after a line on its standard input; by steps, one for each phase."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _HARVEST, url, *sources],
+        [sys.executable, "-c", _HARVEST, url, "by steps" if by_steps else "", *sources],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
@@ -173,14 +176,13 @@ def test_killed_while_it_writes(database: Engine, database_url: str, tmp_path: P
 def test_two_at_once(database: Engine, database_url: str, tmp_path: Path) -> None:
     """One harvests, the other leaves with one clear message; whoever comes later finds it done."""
     source = catalog(tmp_path / "catalog.json", 0, 1000, 1)
-    processes = [start(database_url, source) for _ in range(2)]
-    for process in processes:
-        go(process)
-    said = sorted(process.communicate(timeout=120)[0].splitlines()[-1] for process in processes)
-    assert said == [
-        "ConflictError another harvest of this database is under way; nothing was done",
-        "done 1000 0",
-    ]
+    first, second = start(database_url, source, by_steps=True), start(database_url, source)
+    go(first)
+    assert first.stdout is not None
+    assert first.stdout.readline()  # it's at it, and goes on when the other has left
+    said = second.communicate("go\n", timeout=120)[0].splitlines()[-1]
+    assert said == "ConflictError another harvest of this database is under way; nothing was done"
+    assert first.communicate(timeout=120)[0].splitlines()[-1] == "done 1000 0"
     assert [run["status"] for run in runs.recent(database, 5)] == ["successful"]
     process = start(database_url, source)
     go(process)

@@ -246,7 +246,7 @@ def test_closing_does_not_wait_for_the_silent(root: Path) -> None:
             time.sleep(0.01)
     client.join()
     assert len(failures) == 1
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # a hanging one would take 60
 
 
 def test_a_rate_hits_the_same_requests_every_time() -> None:
@@ -276,13 +276,13 @@ def test_latency_and_bandwidth(server: MirrorServer) -> None:
     server.latency = 0.1
     start = time.monotonic()
     ask(server, "/empty")
-    assert 0.1 <= time.monotonic() - start < 2.0
+    assert 0.1 <= time.monotonic() - start < 20.0
     server.latency, server.bandwidth = 0.0, 4 * len(BODY)
     start = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: ask(server, "/a/0.0.0"), range(2)))
     # Two at once share the link: 2/4 s.
-    assert 0.49 <= time.monotonic() - start < 2.0
+    assert 0.49 <= time.monotonic() - start < 20.0
 
 
 def test_as_a_process(root: Path) -> None:
