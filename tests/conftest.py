@@ -6,9 +6,14 @@ import importlib.util
 import ipaddress
 import os
 import shutil
+import signal
 import socket
+import sqlite3
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +28,15 @@ from firnline.indexer.mirror import MirrorServer
 from firnline.indexer.sample import Mirror, write_mirror
 from firnline.settings import Settings
 
-# How long an example takes is the machine's affair, which may have other work.
-hypothesis.settings.register_profile("firnline", deadline=None)
+# How long an example takes is the machine's affair, which may have other work. The examples are the
+# same in every run, so that one that fails is due to a change; `--hypothesis-profile=search` looks
+# at others.
+hypothesis.settings.register_profile(
+    "search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(
+    "firnline", hypothesis.settings.get_profile("search"), derandomize=True
+)
 hypothesis.settings.load_profile("firnline")
 
 
@@ -75,6 +87,13 @@ class Sample:
     mirror: Mirror
     catalog: Path  # a database that harvested it
 
+    def settle(self) -> None:
+        """Wait until the mirror has answered what those who have ended had asked; forget it."""
+        before = -1
+        while before != (before := len(self.server.requests)):
+            time.sleep(0.3)
+        self.server.clear()
+
     def settings(self, folder: Path, **more: Any) -> Settings:
         """Settings of an installation of its own that has the mirror's catalog."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,3 +143,25 @@ def engine(settings: Settings) -> Iterator[Engine]:
     engine = connect(settings.database)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def freeze(settings: Settings) -> Callable[[subprocess.Popen[bytes]], None]:
+    """Stops a process, and not while it holds the lock that all who write would wait for."""
+
+    def stop(process: subprocess.Popen[bytes]) -> None:
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            database = settings.data_dir / "firnline.db"
+            try:
+                with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as it:
+                    it.execute("BEGIN IMMEDIATE")
+                    it.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.01)
+            else:
+                return
+
+    return stop

@@ -66,13 +66,16 @@ class S3Server:
                 env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "TMPDIR": str(self.folder)},
             )  # fmt: skip
         _await(int(self.url.rsplit(":", 1)[1]), self.process, self.folder / "log")
-        while not self._has("private"):  # the buckets are made one after the other
+        # the buckets are made one after the other, and may be there before there is room for files
+        while not all(map(self._takes_files, ("public", "private"))):
             assert self.process.poll() is None
             time.sleep(0.05)
 
-    def _has(self, bucket: str) -> bool:
+    def _takes_files(self, bucket: str) -> bool:
+        store = self.store(bucket)
         try:
-            obstore.list(self.store(bucket)).collect()
+            obstore.put(store, "taken", b"?")
+            obstore.delete(store, "taken")
         except BaseError:
             return False
         return True
@@ -157,7 +160,7 @@ def running() -> Iterator[S3Server]:
 
 def _await(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     """Until the public bucket is there for everyone."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     status: object = None
     while status != 404:
         if server.poll() is not None or time.monotonic() > deadline:

@@ -91,8 +91,10 @@ def serving(settings: Settings) -> Iterator[str]:
     )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
+        end = time.monotonic() + 120
+        while True:
             assert process.poll() is None, "the server did not start"
+            assert time.monotonic() < end, "the server is not ready"
             with suppress(httpx.TransportError):
                 if httpx.get(f"{url}/readyz").status_code == 200:
                     break

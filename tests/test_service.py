@@ -24,7 +24,7 @@ from firnline.service import Service
 from firnline.settings import Settings
 
 
-def wait_for(what: Any, seconds: float = 60) -> Any:
+def wait_for(what: Any, seconds: float = 240) -> Any:
     """The first true answer of `what`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -131,21 +131,26 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
 def children(pid: int) -> list[int]:
     """Processes that a process has started."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    return [int(child) for task in tasks for child in content(task).split()]
+
+
+def content(path: Path) -> str:
+    """Of a file of a thread or process, which may have ended since it was listed."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return content(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"])
 
 
 def workers(pid: int) -> list[int]:
     return [
         child
         for child in children(pid)
-        if b"--child" in Path(f"/proc/{child}/cmdline").read_bytes() and runs(child)
+        if "--child" in content(Path(f"/proc/{child}/cmdline")) and runs(child)
     ]
 
 

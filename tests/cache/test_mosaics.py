@@ -599,7 +599,7 @@ def killed_after(shelf: Shelf, fields: int, bbox: tuple[float, ...]) -> jobs.Job
     job = jobs.submit(shelf.engine, Request.parse(inputs, shelf.settings))
     root = shelf.settings.allowed_sources[0]
     words = [sys.executable, "-c", KILLED, str(shelf.settings.data_dir), root, str(fields)]
-    ended = subprocess.run(words, capture_output=True, timeout=60, check=False)
+    ended = subprocess.run(words, capture_output=True, timeout=240, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     job = jobs.get(shelf.engine, job.id)
     assert job.status == "running"

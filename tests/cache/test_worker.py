@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -33,7 +35,7 @@ from firnline.indexer.mirror import Fault, Faults
 from firnline.settings import Settings
 from firnline.tables import subsets
 
-LEASE = 1.0
+LEASE = 20.0  # no worker loses its job because it has to wait for a processor
 KILLS = int(os.environ.get("FIRNLINE_TEST_JOB_KILLS", "10"))
 VARIABLES = ("vx", "vy")
 
@@ -42,7 +44,7 @@ def tell(what: str) -> None:
     sys.stdout.write(f"{what}\n")
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -98,7 +100,7 @@ class Workers:
 
 @pytest.fixture
 def small(settings: Settings) -> Settings:
-    """Tiles of 20 x 20 pixels, a lease that is soon over, few requests at once, no chunk kept."""
+    """Tiles of 20 x 20 pixels, few requests at once, no chunk kept."""
     return settings.model_copy(
         update={
             "memory_limit": 1,
@@ -192,7 +194,7 @@ def complete_generations(settings: Settings, asked: Request) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(60 + 20 * KILLS)
+@pytest.mark.timeout(300 + 20 * KILLS)
 def test_killed_workers_make_the_undisturbed_subset(
     sample: Any,
     engine: Engine,
@@ -218,22 +220,30 @@ def test_killed_workers_make_the_undisturbed_subset(
         for moment in sorted(chance.uniform(-10, 100) for _ in range(2)):
             workers.start()  # the one that will take over
             wait_for(lambda job=job: workers.owner(jobs.get(engine, job.id)))
-            wait_for(lambda job=job, p=moment: jobs.get(engine, job.id).progress >= min(p, 95))
+            enough = min(moment / 90, 1) * len(tiles)
+            wait_for(
+                lambda job=job, n=enough: (
+                    len(jobs.finished_tiles(engine, job)) >= n
+                    or not jobs.get(engine, job.id).living
+                )
+            )
             time.sleep(chance.uniform(0.0, 0.4))
             if process := workers.owner(jobs.get(engine, job.id)):
                 workers.kill(process)
             killed = jobs.get(engine, job.id)
-            if not killed.living:
-                break  # it was done before it could be killed
+            if not killed.living:  # it was done before it could be killed
+                if process:  # what it did not come to remove is the sweeper's, in an hour
+                    shutil.rmtree(small.cache_dir / "work" / job.id, ignore_errors=True)
+                break
             kills += 1
             assert killed.attempt == attempts
             assert generation(engine) == before, "readers see what they saw before"
             complete_generations(small, asked)
-            time.sleep(0.1)  # what was under way at the mirror is answered
             done = set(jobs.finished_tiles(engine, killed))
-            sample.server.clear()
-            tell(f"killed at {killed.progress} % with {len(done)} of {len(tiles)} tiles")
+            sample.settle()
+            tell(f"killed with {len(done)} of {len(tiles)} tiles")
             attempts += 1
+            expire(engine, killed)
             wait_for(lambda job=job, n=attempts: jobs.get(engine, job.id).attempt == n)
         sample.server.latency = 0.0
         wait_for(lambda job=job: not jobs.get(engine, job.id).living)
@@ -244,7 +254,7 @@ def test_killed_workers_make_the_undisturbed_subset(
         assert generation(engine) != before
         assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
         assert generation(engine) in complete_generations(small, asked)
-        assert list((small.cache_dir / "work").iterdir()) == []
+        wait_for(lambda: list((small.cache_dir / "work").iterdir()) == [])
 
 
 def test_a_stalled_worker_finds_that_it_has_lost(
@@ -253,24 +263,27 @@ def test_a_stalled_worker_finds_that_it_has_lost(
     small: Settings,
     workers: Workers,
     asked: Request,
+    freeze: Callable[[Any], None],
     undisturbed: dict[str, tuple[int, str]],
 ) -> None:
     """One is frozen in the middle, another takes over, the first goes on at the same time."""
-    sample.server.latency = 0.01
+    sample.server.latency = 0.05
     workers.start()
     workers.start()
     job = jobs.submit(engine, asked)
     first = wait_for(lambda: workers.owner(jobs.get(engine, job.id)))
     wait_for(lambda: jobs.finished_tiles(engine, job))
-    first.send_signal(signal.SIGSTOP)
+    freeze(first)
+    expire(engine, jobs.get(engine, job.id))
     wait_for(lambda: jobs.get(engine, job.id).attempt == 2)
     first.send_signal(signal.SIGCONT)
+    sample.server.latency = 0.01
     wait_for(lambda: not jobs.get(engine, job.id).living)
     ended = jobs.get(engine, job.id)
     assert (ended.status, ended.message) == ("successful", "done")
     assert digests(subset_place(engine, small, asked.subset_id)) == undisturbed
     assert complete_generations(small, asked) == [generation(engine)]
-    assert list((small.cache_dir / "work").iterdir()) == []
+    wait_for(lambda: list((small.cache_dir / "work").iterdir()) == [])
     assert first.poll() is None, "it goes on with other jobs"
 
 
@@ -313,9 +326,8 @@ def test_a_source_that_goes_away_in_the_middle_is_waited_for(
     assert generation(engine) is None
     done = set(jobs.finished_tiles(engine, job))
     assert len(done) >= 3
-    time.sleep(0.5)  # what was under way when the job was put back is asked for to the end
+    sample.settle()  # what was under way when the job was put back is asked for to the end
     sample.server.faults = None
-    sample.server.clear()
     ended = worker.finish(engine, small, back)
     assert (ended.status, ended.attempt) == ("successful", 2)
     plan = plan_request(engine, small, asked)
@@ -345,8 +357,7 @@ def test_a_worker_that_is_stopped_hands_its_job_back(
     done = set(jobs.finished_tiles(engine, job))
     assert len(done) >= 2
     assert generation(engine) is None
-    time.sleep(0.1)
-    sample.server.clear()
+    sample.settle()
     sample.server.latency = 0.0
     ended = worker.finish(engine, small, back)
     assert (ended.status, ended.attempt) == ("successful", 1)
@@ -392,7 +403,10 @@ def test_a_worker_that_is_stopped_waits_for_no_source(
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: "stopping" in workers.log)
     assert process.wait(30) == code
-    assert jobs.get(engine, job.id).status == status
+    left = jobs.get(engine, job.id)
+    assert left.status == status
+    if left.owner is not None:
+        expire(engine, left)
     sample.server.faults = None
     ended = worker.finish(engine, small, job)
     assert (ended.status, ended.attempt) == ("successful", signals)
@@ -408,9 +422,9 @@ def test_a_job_that_is_dismissed_leaves_nothing(
     wait_for(lambda: jobs.finished_tiles(engine, job))
     assert (small.cache_dir / "work" / job.id).exists()
     jobs.dismiss(engine, job.id)
-    wait_for(lambda: not (small.cache_dir / "work" / job.id).exists(), 5.0)
+    wait_for(lambda: not (small.cache_dir / "work" / job.id).exists())
     time.sleep(0.3)
-    assert [path for path in small.cache_dir.rglob("*") if path.is_file()] == []
+    wait_for(lambda: not any(files for _, _, files in os.walk(small.cache_dir)))
     assert jobs.get(engine, job.id).status == "dismissed"
     with reading(engine) as connection:
         assert get_item(connection, "subsets", asked.subset_id) is None
@@ -418,7 +432,7 @@ def test_a_job_that_is_dismissed_leaves_nothing(
     # and it takes the next job
     other = jobs.submit(engine, asked)
     assert other.id != job.id
-    wait_for(lambda: jobs.get(engine, other.id).status == "running")
+    wait_for(lambda: jobs.get(engine, other.id).status in ("running", "successful"))
 
 
 # --- in this process: what ends a job, at a moment of our choice ---------------------------
@@ -566,7 +580,7 @@ def test_a_heartbeat_outlives_a_database_that_is_away_for_a_moment(
     engine: Engine, asked: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.submit(engine, asked)
-    job = jobs.claim(engine, "first", 1.0)
+    job = jobs.claim(engine, "first", 4.0)
     assert job is not None
     beat, failures = jobs.beat, iter([True, True, False])
 
@@ -576,9 +590,9 @@ def test_a_heartbeat_outlives_a_database_that_is_away_for_a_moment(
         beat(*args, **kwargs)
 
     monkeypatch.setattr(jobs, "beat", shaky)
-    with worker.Heartbeat(engine, job, 1.0, threading.Event(), None) as pulse:
+    with worker.Heartbeat(engine, job, 4.0, threading.Event(), None) as pulse:
         pulse.say(42, "4 of 9 tiles")
-        wait_for(lambda: jobs.get(engine, job.id).progress == 42, 5.0)
+        wait_for(lambda: jobs.get(engine, job.id).progress == 42)
         pulse.check()
 
     def gone(*args: Any, **kwargs: Any) -> None:
@@ -586,7 +600,7 @@ def test_a_heartbeat_outlives_a_database_that_is_away_for_a_moment(
 
     monkeypatch.setattr(jobs, "beat", gone)
     with worker.Heartbeat(engine, job, 0.4, threading.Event(), None) as pulse:
-        wait_for(lambda: not pulse._thread.is_alive(), 5.0)
+        wait_for(lambda: not pulse._thread.is_alive())
         with pytest.raises(JobLostError, match="ran out"):
             pulse.check()
 
@@ -601,7 +615,7 @@ def test_a_heartbeat_tells_of_a_dismissal(engine: Engine, asked: Request) -> Non
         pulse.say(7, "tile")
         pulse.check()
         jobs.dismiss(engine, made.id)
-        wait_for(lambda: not pulse._thread.is_alive(), 5.0)
+        wait_for(lambda: not pulse._thread.is_alive())
         with pytest.raises(JobDismissedError):
             pulse.check()
     assert shown == [(7, "tile")]
@@ -619,8 +633,6 @@ def test_a_worker_waits_for_a_database_that_is_away(
     def refuse(*args: Any) -> None:
         if away.is_set():
             refused.append(1)
-            import sqlite3
-
             raise sqlite3.OperationalError("disk I/O error")
 
     other = connect(small.database)
@@ -634,7 +646,7 @@ def test_a_worker_waits_for_a_database_that_is_away(
     away.clear()
     wait_for(lambda: jobs.get(engine, job.id).status == "successful")
     stop.set()
-    loop.join(5)
+    loop.join(60)
     assert not loop.is_alive()
     other.dispose()
 
@@ -676,7 +688,9 @@ def test_a_database_server_that_crashes_in_the_middle(
 ) -> None:
     """It's away for longer than the lease; the worker waits, and the job ends as if nothing was."""
     with mortal_postgres.database() as name:
-        settings = small.model_copy(update={"database_url": mortal_postgres.url(name)})
+        settings = small.model_copy(
+            update={"database_url": mortal_postgres.url(name), "lease_seconds": 2.0}
+        )
         engine = connect(settings.database)
         migrate(engine)
         harvest(engine, settings, [sample.mirror.catalog_url], mosaics=False)
@@ -687,11 +701,11 @@ def test_a_database_server_that_crashes_in_the_middle(
             running.start()
             wait_for(lambda: len(jobs.finished_tiles(engine, job)) >= 2)
             mortal_postgres.stop()
-            time.sleep(LEASE + 0.5)
+            time.sleep(settings.lease_seconds + 0.5)
             mortal_postgres.start()
             engine.dispose()  # its connections died
             sample.server.latency = 0.0
-            wait_for(lambda: not jobs.get(engine, job.id).living, 60)
+            wait_for(lambda: not jobs.get(engine, job.id).living)
             ended = jobs.get(engine, job.id)
             assert (ended.status, ended.message) == ("successful", "done")
             assert digests(subset_place(engine, settings, asked.subset_id)) == undisturbed

@@ -55,7 +55,7 @@ def test_streams_and_exit_codes_of_a_process(sample: Any, tmp_path: Path) -> Non
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "firnline.cli", *map(str, arguments)],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
 
     area = ["--bbox", *sample.mirror.aoi, "--crs", "EPSG:3413", "--composite", "none"]

@@ -25,14 +25,14 @@ from firnline.settings import Settings
 from firnline.tables import subsets
 
 VARIABLES = ("vx", "vy")
-LEASE = 1.0
+LEASE = 20.0  # no worker loses its job because it has to wait for a processor
 
 
 def tell(what: str) -> None:
     sys.stdout.write(f"{what}\n")
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
