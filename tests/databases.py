@@ -134,7 +134,7 @@ def _private_server(options: Mapping[str, str] = _SERVER_OPTIONS) -> Iterator[Po
             server = subprocess.Popen(
                 command, **surroundings, **identity, stdout=stream, stderr=subprocess.STDOUT
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 psycopg.connect(_conninfo(make_url(url))).close()
