@@ -41,8 +41,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process: once it was told to stop, without its threads that wait for a source."""
-    if _stopped.is_set():
+    """End the process: where it was told to stop, without its threads that wait for a source."""
+    if _stopped.is_set() or code == 128 + signal.SIGINT:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

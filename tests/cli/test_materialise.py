@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from shapely.geometry import Point, box, mapping
 
 from firnline.cache import jobs
 from firnline.database import connect
+from firnline.indexer.mirror import Fault
 from firnline.settings import Settings
 
 Run = Any  # of conftest.py, which gives an Answer: code, out, err, error, document
@@ -174,6 +180,30 @@ def test_a_dry_run_tells_which_subset_answers(firn: Run, sample: Any, settings: 
     assert firn(*ask, *inner, "--dry-run").document["answered_from"] == made
     assert sample.server.requests == []
     assert firn("cache", "list", "--json").document[0]["last_used"] == used
+
+
+def test_an_interrupt_waits_for_no_source(sample: Any, settings: Settings) -> None:
+    """One that never answers: its threads are not waited for."""
+    held = threading.Event()
+
+    def hang(method: str, path: str, nth: int) -> Fault | None:
+        if "/granule_url/" not in path:
+            return None
+        held.set()
+        return Fault("hang", seconds=600)
+
+    sample.server.faults = hang
+    bbox = [str(number) for number in sample.mirror.aoi]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "firnline", "materialise", "--dry-run", "--crs", "EPSG:3413",
+         "--bbox", *bbox],
+        env={**os.environ, **settings.environment()}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert held.wait(120)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said
 
 
 def test_materialise_prints_the_item_and_the_folder(
